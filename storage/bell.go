@@ -1,0 +1,86 @@
+package storage
+
+import "parley.im/parley/server/matrix"
+
+// Commit is what the bell tells after each commit that rang it.
+type Commit struct {
+	Position int64 // the stream position after the commit
+	Changes  []Change
+}
+
+// Change is one thing that a commit changed, in as much detail as spares a listener from asking the database.
+type Change struct {
+	// Events entered rooms, in stream order.
+	Events []CommittedEvent
+	// Wakes say who has something new that is not an event.
+	Wakes []Wake
+	// Foreign is set when another process wrote: nothing is known but that the position has moved, so a listener must
+	// look in the database.
+	Foreign bool
+}
+
+// CommittedEvent is an event that entered a room's timeline, encoded once for everyone who waits for it.
+type CommittedEvent struct {
+	Pos   int64 // stream position
+	Num   int64 // event number
+	Room  matrix.RoomID
+	Event *matrix.Event // carries the bytes for servers: Event.JSON()
+	// Client is the event in the client format with room_id left out, as /sync has it, without unsigned.age and
+	// transaction_id, which differ from reader to reader.
+	Client []byte
+	// TxnID and Device say which device sent it with which transaction ID; empty for events from other servers.
+	TxnID  string
+	Device matrix.DeviceID
+}
+
+// Topic is a kind of news that is not an event.
+type Topic uint8
+
+// The topics of [Wake].
+const (
+	TopicAccountData Topic = iota + 1
+	TopicRoomAccountData
+	TopicReceipt
+	TopicToDevice
+	TopicDeviceList
+	TopicDeviceKeys // one-time key counts
+	TopicProfile
+	TopicMembership // invite, knock or leave that has no timeline event here
+	TopicOutbox     // rows for another server: Server is set
+	TopicPush
+)
+
+// Wake says for whom there is something new. Fields that do not apply are empty.
+type Wake struct {
+	Topic  Topic
+	Pos    int64
+	User   matrix.UserID
+	Device matrix.DeviceID
+	Room   matrix.RoomID
+	Server matrix.ServerName
+}
+
+// Listen has fn called after each commit that rang the bell, in commit order, until the returned function is called. fn
+// runs on the writer's goroutine while all writers wait: it must be quick, and it must not write.
+func (db *DB) Listen(fn func(Commit)) (stop func()) {
+	l := &db.listeners
+	l.Lock()
+	defer l.Unlock()
+	id := l.next
+	l.next++
+	l.byID[id] = fn
+	return func() {
+		l.Lock()
+		defer l.Unlock()
+		delete(l.byID, id)
+	}
+}
+
+func (db *DB) ring(c Commit) {
+	l := &db.listeners
+	l.Lock()
+	defer l.Unlock()
+	for _, fn := range l.byID {
+		fn(c)
+	}
+}
