@@ -19,7 +19,7 @@ import (
 type Remote interface {
 	// MakeJoin asks for the template of user's join event: GET /_matrix/federation/v1/make_join.
 	// versions are the room versions we support.
-	MakeJoin(ctx context.Context, server matrix.ServerName, room matrix.RoomID, user matrix.UserID, versions []matrix.RoomVersion) (MakeResponse, error)
+	MakeJoin(ctx context.Context, server matrix.ServerName, room matrix.RoomID, user matrix.UserID, versions []string) (MakeResponse, error)
 	// SendJoin hands in the signed join: PUT /_matrix/federation/v2/send_join. With omitMembers the answer may leave out
 	// the membership events (SendJoinResponse.MembersOmitted).
 	SendJoin(ctx context.Context, server matrix.ServerName, room matrix.RoomID, event matrix.EventID, join json.RawMessage, omitMembers bool) (SendJoinResponse, error)
@@ -28,7 +28,7 @@ type Remote interface {
 	// SendLeave hands in the signed leave: PUT /v2/send_leave.
 	SendLeave(ctx context.Context, server matrix.ServerName, room matrix.RoomID, event matrix.EventID, leave json.RawMessage) error
 	// MakeKnock asks for the template of a knock: GET /v1/make_knock.
-	MakeKnock(ctx context.Context, server matrix.ServerName, room matrix.RoomID, user matrix.UserID, versions []matrix.RoomVersion) (MakeResponse, error)
+	MakeKnock(ctx context.Context, server matrix.ServerName, room matrix.RoomID, user matrix.UserID, versions []string) (MakeResponse, error)
 	// SendKnock hands in the signed knock: PUT /v1/send_knock. The answer is the stripped state of the room
 	// (knock_room_state), each a full event or a stripped one.
 	SendKnock(ctx context.Context, server matrix.ServerName, room matrix.RoomID, event matrix.EventID, knock json.RawMessage) ([]json.RawMessage, error)
@@ -56,7 +56,7 @@ type Remote interface {
 	TimestampToEvent(ctx context.Context, server matrix.ServerName, room matrix.RoomID, ts int64, backwards bool) (TimestampToEventResponse, error)
 
 	// ResolveAlias asks the server of an alias where it points: GET /v1/query/directory.
-	ResolveAlias(ctx context.Context, server matrix.ServerName, alias string) (AliasResponse, error)
+	ResolveAlias(ctx context.Context, server matrix.ServerName, alias matrix.RoomAlias) (AliasResponse, error)
 	// PublicRooms asks for another server's room list: GET or POST /v1/publicRooms (POST when there is a filter).
 	PublicRooms(ctx context.Context, server matrix.ServerName, query PublicRoomsRequest) (PublicRoomsResponse, error)
 	// Hierarchy asks for one level of a space: GET /v1/hierarchy.
@@ -66,7 +66,7 @@ type Remote interface {
 // MakeResponse is the answer to make_join, make_leave and make_knock.
 type MakeResponse struct {
 	// RoomVersion is empty where the resident server left it out; make_join then means version 1.
-	RoomVersion matrix.RoomVersion `json:"room_version,omitempty"`
+	RoomVersion string `json:"room_version,omitempty"`
 	// Event is the unsigned template.
 	Event json.RawMessage `json:"event"`
 }
@@ -86,8 +86,8 @@ type SendJoinResponse struct {
 
 // InviteRequest is the body of PUT /v2/invite.
 type InviteRequest struct {
-	RoomVersion matrix.RoomVersion `json:"room_version"`
-	Event       json.RawMessage    `json:"event"`
+	RoomVersion string          `json:"room_version"`
+	Event       json.RawMessage `json:"event"`
 	// InviteRoomState are the events by which the invited person knows the room. Full events, m.room.create among them.
 	InviteRoomState []json.RawMessage `json:"invite_room_state,omitempty"`
 }
@@ -178,8 +178,8 @@ type RoomSummary struct {
 	JoinRule string `json:"join_rule,omitempty"`
 	RoomType string `json:"room_type,omitempty"`
 	// Encryption is the algorithm, empty if the room is not encrypted.
-	Encryption  string             `json:"encryption,omitempty"`
-	RoomVersion matrix.RoomVersion `json:"room_version,omitempty"`
+	Encryption  string `json:"encryption,omitempty"`
+	RoomVersion string `json:"room_version,omitempty"`
 	// AllowedRoomIDs are the rooms whose members may join a restricted room.
 	AllowedRoomIDs []matrix.RoomID `json:"allowed_room_ids,omitempty"`
 	// ChildrenState are the m.space.child events, stripped, with origin_server_ts; only in hierarchies, where it is never nil.
