@@ -153,4 +153,6 @@ func (r *Repository) Preview(ctx context.Context, user matrix.UserID, url string
 func (r *Repository) Delete(ctx context.Context, uri URI) error { return errTodo }
 
 // DeleteUploads removes all that user has uploaded and returns how many files that were.
-func (r *Repository) DeleteUploads(ctx context.Context, user matrix.UserID) (int, error) { return 0, errTodo }
+func (r *Repository) DeleteUploads(ctx context.Context, user matrix.UserID) (int, error) {
+	return 0, errTodo
+}
