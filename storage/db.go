@@ -76,6 +76,7 @@ type DB struct {
 	log     *slog.Logger
 
 	position atomic.Int64 // last committed stream position
+	roomCaches
 
 	jobs     chan *job
 	stop     chan struct{}
@@ -95,6 +96,7 @@ type DB struct {
 func Open(ctx context.Context, cfg Config, log *slog.Logger) (*DB, error) {
 	db := &DB{log: log, jobs: make(chan *job, maxBatch), stop: make(chan struct{}), writerDone: make(chan struct{})}
 	db.listeners.byID = map[int]func(Commit){}
+	db.roomCaches = newRoomCaches()
 	var err error
 	switch scheme, rest, _ := strings.Cut(cfg.URL, ":"); scheme {
 	case "sqlite":
