@@ -1,0 +1,160 @@
+package api
+
+import (
+	"errors"
+	"io"
+	"net/http"
+	"unicode/utf8"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+	jsonv1 "github.com/go-json-experiment/json/v1"
+
+	"parley.im/parley/server/matrix"
+)
+
+// body reads the whole body up to the route's limit. More is M_TOO_LARGE.
+func (c *call) body() ([]byte, error) {
+	limit := c.route.maxBody
+	if limit == 0 {
+		limit = c.a.cfg.MaxBodyBytes
+	}
+	if c.Request.ContentLength > limit {
+		return nil, matrix.TooLarge("the body is larger than %d bytes", limit)
+	}
+	b, err := io.ReadAll(http.MaxBytesReader(c.Writer, c.Request.Body, limit))
+	var tooLarge *http.MaxBytesError
+	switch {
+	case errors.As(err, &tooLarge):
+		return nil, matrix.TooLarge("the body is larger than %d bytes", limit)
+	case err != nil:
+		return nil, matrix.BadRequest("the body could not be read to its end")
+	}
+	return b, nil
+}
+
+// decode reads the body, which must be one JSON object of v's shape. Unknown members are ignored, duplicate ones and
+// invalid UTF-8 are refused. The error is M_NOT_JSON for what is no JSON, M_BAD_JSON for wrong types.
+func (c *call) decode(v any) error {
+	b, err := c.body()
+	if err != nil {
+		return err
+	}
+	return decodeJSON(b, v)
+}
+
+// decodeOptional is decode for endpoints where clients leave out the body: v then stays as it is.
+func (c *call) decodeOptional(v any) error {
+	b, err := c.body()
+	if err != nil || len(b) == 0 {
+		return err
+	}
+	return decodeJSON(b, v)
+}
+
+// object reads a body that is kept as it is: a JSON object, checked for syntax, UTF-8 and duplicate members.
+func (c *call) object() ([]byte, error) {
+	b, err := c.body()
+	if err != nil {
+		return nil, err
+	}
+	return b, checkObject(b)
+}
+
+// optionalObject is object for endpoints where clients leave out the body, which then reads as {}.
+func (c *call) optionalObject() ([]byte, error) {
+	b, err := c.body()
+	switch {
+	case err != nil:
+		return nil, err
+	case len(b) == 0:
+		return []byte("{}"), nil
+	}
+	return b, checkObject(b)
+}
+
+func checkObject(b []byte) error {
+	if !jsontext.Value(b).IsValid() {
+		return notJSON(b)
+	}
+	if jsontext.Value(b).Kind() != '{' {
+		return matrix.BadJSON("the body must be a JSON object")
+	}
+	return nil
+}
+
+func decodeJSON(b []byte, v any) error {
+	err := json.Unmarshal(b, v)
+	var shape *json.SemanticError
+	switch {
+	case err == nil:
+		// "null" leaves v as it is, but is no object.
+		if jsontext.Value(b).Kind() == 'n' {
+			return matrix.BadJSON("the body must be a JSON object")
+		}
+		return nil
+	case errors.As(err, new(*matrix.Error)):
+		return err
+	case errors.As(err, &shape):
+		// Wrong types are only worth naming in what is JSON at all.
+		if !jsontext.Value(b).IsValid() {
+			return notJSON(b)
+		}
+		if shape.JSONPointer == "" {
+			return matrix.BadJSON("the body must be a JSON object")
+		}
+		return matrix.BadJSON("%q has the wrong type", string(shape.JSONPointer)[1:])
+	default:
+		return notJSON(b)
+	}
+}
+
+func notJSON(b []byte) error {
+	if !utf8.Valid(b) {
+		return matrix.NotJSON("the body is not valid UTF-8")
+	}
+	if len(b) == 0 {
+		return matrix.NotJSON("the body is empty; it must be a JSON object")
+	}
+	return matrix.NotJSON("the body is not valid JSON, or has a member twice")
+}
+
+// asV1 gives omitempty the meaning that it has in encoding/json; nil slices and maps are still written as [] and {}.
+var asV1 = jsonv1.OmitEmptyWithLegacySemantics(true)
+
+// reply answers 200 with v as JSON.
+func (c *call) reply(v any) error { return c.replyStatus(http.StatusOK, v) }
+
+func (c *call) replyStatus(status int, v any) error {
+	b, err := json.Marshal(v, asV1)
+	if err != nil {
+		return err
+	}
+	c.Data(status, "application/json", b)
+	return nil
+}
+
+// replyJSON answers 200 with JSON that is ready.
+func (c *call) replyJSON(b []byte) error {
+	c.Data(http.StatusOK, "application/json", b)
+	return nil
+}
+
+// done answers 200 with {}.
+func (c *call) done() error { return c.replyJSON([]byte("{}")) }
+
+// replyRaw turns a call's result into the answer: the JSON as it is, or the error.
+func (c *call) replyRaw(b []byte, err error) error {
+	if err != nil {
+		return err
+	}
+	return c.replyJSON(b)
+}
+
+// answer turns the result of a call into the answer: return c.answer(a.Users.Device(…)).
+func (c *call) answer(v any, err error) error {
+	if err != nil {
+		return err
+	}
+	return c.reply(v)
+}
