@@ -130,12 +130,6 @@ type Snapshot struct {
 // Joined reports whether this server takes part in the room, that is whether one of its users is joined.
 func (s *Snapshot) Joined() bool { return len(s.Local) > 0 }
 
-// ACL is the room's m.room.server_acl, compiled. Spec v1.19 client-server-api/#server-access-control-lists-acls-for-rooms
-type ACL struct{}
-
-// Allows reports whether the ACL lets server take part; a nil ACL lets all.
-func (a *ACL) Allows(server matrix.ServerName) bool { return true }
-
 // ---- for syncer and federation: positions, states, windows
 
 // RoomsOf lists the rooms that a user of this server has a membership in, forgotten ones included, from memory. The slice
