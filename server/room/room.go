@@ -60,8 +60,13 @@ type Options struct {
 	Remote Remote
 	// Profile gives the name and avatar that go into the member events of a user of this server; nil: none.
 	Profile func(ctx context.Context, user matrix.UserID) (Profile, error)
-	Log     *slog.Logger     // nil: slog.Default()
-	Now     func() time.Time // nil: time.Now
+	// UserExists reports whether a user of this server is there to be invited; nil: all are.
+	UserExists func(ctx context.Context, user matrix.UserID) (bool, error)
+	// InviteAllowed asks whether user, of this server, takes invites of inviter; the error is a *matrix.Error that
+	// tells the inviter's side. nil: everyone takes all.
+	InviteAllowed func(ctx context.Context, user, inviter matrix.UserID, room matrix.RoomID) error
+	Log           *slog.Logger     // nil: slog.Default()
+	Now           func() time.Time // nil: time.Now
 }
 
 // Profile is what a member event says of its user. Empty fields are left out.
