@@ -58,6 +58,7 @@ type Wake struct {
 	Device matrix.DeviceID
 	Room   matrix.RoomID
 	Server matrix.ServerName
+	Reader matrix.UserID // of TopicDeviceList: the only one who can see the change; empty for everyone
 }
 
 // Listen has fn called after each commit that rang the bell, in commit order, until the returned function is called. fn

@@ -212,9 +212,9 @@ func (k *Keys) DeleteRoomKeys(ctx context.Context, user matrix.UserID, version s
 
 // ---- who changed
 
-// Changed returns which users changed their devices or cross-signing keys after position from, up to and including
+// Changed returns whose devices or cross-signing keys reader sees changed after position from, up to and including
 // to. The syncer keeps those that share an encrypted room with the reader, and computes who left.
-func (k *Keys) Changed(ctx context.Context, from, to int64) ([]matrix.UserID, error) {
+func (k *Keys) Changed(ctx context.Context, reader matrix.UserID, from, to int64) ([]matrix.UserID, error) {
 	return nil, errNotYet
 }
 

@@ -48,10 +48,14 @@ CREATE TABLE key_signatures (
   PRIMARY KEY (target_user, target, signer, key_id)
 );
 
--- Who changed devices or cross-signing keys last at which position of the stream.
+-- Who changed devices or cross-signing keys last at which position of the stream; reader '' is for everyone, another
+-- one alone saw the change. sent is the stream_id of the last m.device_list_update that was made.
 CREATE TABLE device_list_changes (
-  user_id TEXT PRIMARY KEY,
-  pos BIGINT NOT NULL
+  user_id TEXT NOT NULL,
+  reader TEXT NOT NULL,
+  pos BIGINT NOT NULL,
+  sent BIGINT NOT NULL,
+  PRIMARY KEY (user_id, reader)
 );
 CREATE INDEX device_list_changes_pos ON device_list_changes (pos);
 
