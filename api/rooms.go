@@ -1,0 +1,101 @@
+package api
+
+import (
+	"errors"
+
+	"parley.im/parley/server/matrix"
+	"parley.im/parley/server/room"
+)
+
+// roomRoutes make rooms and list one's own. Spec v1.19 client-server-api/#rooms-1
+func (a *api) roomRoutes() []route {
+	return []route{
+		{method: post, path: client + "/createRoom", handle: a.createRoom, limit: limitCreateRoom, maxBody: 1 << 20},
+		{method: post, path: client + "/rooms/{roomId}/upgrade", handle: a.upgradeRoom, limit: limitCreateRoom, maxBody: 64 << 10},
+		{method: get, path: client + "/joined_rooms", handle: a.joinedRooms, suspended: true},
+		{method: get, path: "/_matrix/client/v1/mutual_rooms", handle: a.mutualRooms, limit: limitSearch,
+			aliases: []string{"/_matrix/client/unstable/uk.half-shot.msc2666/user/mutual_rooms"}},
+	}
+}
+
+func (a *api) createRoom(c *call) error {
+	var r room.CreateRequest
+	if err := c.decodeOptional(&r); err != nil {
+		return err
+	}
+	r.Creator, r.Device = c.userID(), c.deviceID()
+	for range r.Invite {
+		if err := a.limits.allow(limitInvite, c.who()); err != nil {
+			return err
+		}
+	}
+	id, err := a.Rooms.Create(c.ctx(), r)
+	return c.answer(map[string]matrix.RoomID{"room_id": id}, err)
+}
+
+func (a *api) upgradeRoom(c *call) error {
+	id, err := c.roomID()
+	if err != nil {
+		return err
+	}
+	var r room.UpgradeRequest
+	if err := c.decode(&r); err != nil {
+		return err
+	}
+	if r.NewVersion == "" {
+		return matrix.MissingParam("new_version is missing")
+	}
+	r.Room, r.User = id, c.userID()
+	replacement, err := a.Rooms.Upgrade(c.ctx(), r)
+	return c.answer(map[string]matrix.RoomID{"replacement_room": replacement}, err)
+}
+
+func (a *api) joinedRooms(c *call) error {
+	rooms, err := a.Rooms.JoinedRooms(c.ctx(), c.userID())
+	return c.answer(map[string][]matrix.RoomID{"joined_rooms": rooms}, err)
+}
+
+// Spec v1.19 client-server-api/#get_matrixclientv1mutual_rooms
+func (a *api) mutualRooms(c *call) error {
+	if c.Query("user_id") == "" {
+		return matrix.MissingParam("user_id is missing")
+	}
+	other, err := matrix.ParseUserID(c.Query("user_id"))
+	switch {
+	case err != nil:
+		return err
+	case other == c.userID():
+		return matrix.InvalidParam("this is your own user ID")
+	case c.Query("from") != "":
+		return matrix.InvalidParam("from is no token of this server: all rooms are in one batch")
+	}
+	rooms, err := a.Rooms.SharedRooms(c.ctx(), c.userID(), other)
+	return c.answer(map[string]any{"joined": orEmpty(rooms), "count": len(rooms)}, err)
+}
+
+// leaveAll takes a user who closes the account out of all rooms. What does not work is passed over: another server may be
+// away, and the account is closed all the same.
+func (a *api) leaveAll(c *call, u matrix.UserID) error {
+	rooms, err := a.Rooms.RoomsOf(c.ctx(), u)
+	if err != nil {
+		return err
+	}
+	for _, m := range rooms {
+		switch m.Membership {
+		case matrix.Join, matrix.Invite, matrix.Knock:
+			err := a.Rooms.Leave(c.ctx(), room.MemberRequest{Room: m.Room, Sender: u})
+			if err != nil && !errors.As(err, new(*matrix.Error)) {
+				a.log.Warn("deactivated user stays in room", "request", c.id, "user", u, "room", m.Room, "err", err)
+			}
+		}
+	}
+	return nil
+}
+
+// orEmpty is list, but never nil: inside of an any nil would be written as null.
+func orEmpty[T any](list []T) []T {
+	if list == nil {
+		return []T{}
+	}
+	return list
+}
