@@ -73,6 +73,9 @@ func (a *api) deactivate(c *call) error {
 	if err := a.Users.Deactivate(c.ctx(), c.userID(), r.Erase); err != nil {
 		return err
 	}
+	if err := a.leaveAll(c, c.userID()); err != nil {
+		return err
+	}
 	return c.reply(map[string]string{"id_server_unbind_result": "no-support"})
 }
 

@@ -21,21 +21,27 @@ import (
 	"parley.im/parley/server/matrix"
 	"parley.im/parley/server/media"
 	"parley.im/parley/server/push"
+	"parley.im/parley/server/room"
 	"parley.im/parley/server/syncer"
 	"parley.im/parley/server/user"
+	"parley.im/parley/storage"
 )
 
 // Deps are what the API stands on. All are needed unless it says otherwise.
 type Deps struct {
 	ServerName matrix.ServerName
+	DB         *storage.DB
 	Users      *user.Users
 	Keys       *keys.Keys
 	Push       *push.Push
 	Media      *media.Repository
+	Rooms      *room.Service
 	Sync       *syncer.Service
-	Log        *slog.Logger          // nil: slog.Default()
-	Metrics    prometheus.Registerer // nil: nothing is measured
-	Now        func() time.Time      // nil: time.Now
+	// DefaultRoomVersion is that of new rooms, for the capabilities.
+	DefaultRoomVersion string
+	Log                *slog.Logger          // nil: slog.Default()
+	Metrics            prometheus.Registerer // nil: nothing is measured
+	Now                func() time.Time      // nil: time.Now
 }
 
 // api serves the client-server API. It holds no state of its own but the rate limits and running requests.

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"bytes"
 	"errors"
 	"io"
 	"net/http"
@@ -83,7 +84,11 @@ func checkObject(b []byte) error {
 	return nil
 }
 
+// decodeJSON is decode for bytes. A NUL character, which no name or text has use for and PostgreSQL cannot store, is refused.
 func decodeJSON(b []byte, v any) error {
+	if bytes.Contains(b, []byte(`\u0000`)) {
+		return matrix.BadJSON("the body contains a NUL character")
+	}
 	err := json.Unmarshal(b, v)
 	var shape *json.SemanticError
 	switch {

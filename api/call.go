@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/gin-gonic/gin"
 
@@ -60,10 +61,13 @@ func (a *api) serve(g *gin.Context, r *route, observe observer) {
 func (c *call) run() error {
 	for i, p := range c.Params {
 		v, err := url.PathUnescape(p.Value)
-		if err != nil {
-			return matrix.InvalidParam("the path is not escaped correctly")
+		if err != nil || !isText(v) {
+			return matrix.InvalidParam("the path is not escaped correctly, or not UTF-8 text")
 		}
 		c.Params[i].Value = v
+	}
+	if q, err := url.QueryUnescape(c.Request.URL.RawQuery); err != nil || !isText(q) {
+		return matrix.InvalidParam("the query is not escaped correctly, or not UTF-8 text")
 	}
 	if err := c.authenticate(); err != nil {
 		return err
@@ -76,17 +80,27 @@ func (c *call) run() error {
 	return c.route.handle(c)
 }
 
+// isText reports whether s is UTF-8 without NUL characters, which PostgreSQL cannot store.
+func isText(s string) bool { return utf8.ValidString(s) && strings.IndexByte(s, 0) < 0 }
+
 // authenticate finds out who asks and whether they may call the route at all.
 func (c *call) authenticate() error {
 	if c.route.auth == anybody {
 		return nil
 	}
+	return c.checkToken(c.route.auth == optional)
+}
+
+// requireToken is for what a route that is for anybody has for signed-in people only.
+func (c *call) requireToken() error { return c.checkToken(false) }
+
+func (c *call) checkToken(mayMiss bool) error {
 	token, err := c.token()
 	if err != nil {
 		return err
 	}
 	if token == "" {
-		if c.route.auth == optional {
+		if mayMiss {
 			return nil
 		}
 		return matrix.MissingToken("an access token is needed")

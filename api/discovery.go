@@ -94,7 +94,7 @@ func (a *api) capabilities(c *call) error {
 		"m.get_login_token":          flag{true},
 		"m.forget_forced_upon_leave": flag{false},
 		"m.room_versions": map[string]any{
-			"default":   "11",
+			"default":   a.DefaultRoomVersion,
 			"available": available,
 		},
 	}

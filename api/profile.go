@@ -61,8 +61,14 @@ func (a *api) deleteProfileField(c *call) error {
 
 // changeProfile also puts a new name or picture into the rooms that the user is in.
 func (a *api) changeProfile(c *call, u matrix.UserID, field string, value json.RawMessage) error {
-	if _, err := a.Users.SetProfileField(c.ctx(), u, field, value); err != nil {
+	changed, err := a.Users.SetProfileField(c.ctx(), u, field, value)
+	if err != nil {
 		return err
+	}
+	if changed && (field == "displayname" || field == "avatar_url") {
+		if err := a.Rooms.UpdateProfile(c.ctx(), u); err != nil {
+			return err
+		}
 	}
 	return c.done()
 }

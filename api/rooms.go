@@ -66,11 +66,13 @@ func (a *api) mutualRooms(c *call) error {
 		return err
 	case other == c.userID():
 		return matrix.InvalidParam("this is your own user ID")
-	case c.Query("from") != "":
-		return matrix.InvalidParam("from is no token of this server: all rooms are in one batch")
 	}
-	rooms, err := a.Rooms.SharedRooms(c.ctx(), c.userID(), other)
-	return c.answer(map[string]any{"joined": orEmpty(rooms), "count": len(rooms)}, err)
+	rooms, next, err := a.Rooms.MutualRooms(c.ctx(), c.userID(), other, c.Query("from"))
+	answer := map[string]any{"joined": rooms, "count": len(rooms)}
+	if next != "" {
+		answer["next_batch"] = next
+	}
+	return c.answer(answer, err)
 }
 
 // leaveAll takes a user who closes the account out of all rooms. What does not work is passed over: another server may be
@@ -90,12 +92,4 @@ func (a *api) leaveAll(c *call, u matrix.UserID) error {
 		}
 	}
 	return nil
-}
-
-// orEmpty is list, but never nil: inside of an any nil would be written as null.
-func orEmpty[T any](list []T) []T {
-	if list == nil {
-		return []T{}
-	}
-	return list
 }

@@ -63,6 +63,13 @@ func (a *api) routes() []route {
 		a.mediaRoutes(),
 		a.serviceRoutes(),
 		a.adminRoutes(),
+		a.roomRoutes(),
+		a.membershipRoutes(),
+		a.sendRoutes(),
+		a.historyRoutes(),
+		a.searchRoutes(),
+		a.directoryRoutes(),
+		a.reportRoutes(),
 	} {
 		all = append(all, module...)
 	}

@@ -51,6 +51,6 @@ func (a *api) searchUsers(c *call) error {
 	if r.Limit != nil {
 		limit = min(max(*r.Limit, 1), 100)
 	}
-	found, limited, err := a.Users.Search(c.ctx(), c.userID(), *r.Term, limit)
-	return c.answer(map[string]any{"results": orEmpty(found), "limited": limited}, err)
+	found, limited, err := a.Rooms.SearchUsers(c.ctx(), c.userID(), *r.Term, limit)
+	return c.answer(map[string]any{"results": found, "limited": limited}, err)
 }

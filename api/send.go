@@ -114,7 +114,7 @@ func (a *api) redact(c *call) error {
 		if err != nil {
 			return err
 		}
-		if e.Sender != c.userID() {
+		if e.Sender() != c.userID() {
 			return matrix.UserSuspended("this account is suspended: it can redact only what it has sent itself")
 		}
 	}
