@@ -35,7 +35,9 @@ const (
 	wellKnownFirstErrorTTL = time.Minute
 	wellKnownMaxErrorTTL   = time.Hour
 
-	// maxCachedServers bounds the cache; beyond it something is thrown out.
+	// targetTTL is how long the outcome of all steps is kept. Go's resolver does not tell the TTL of SRV records.
+	targetTTL = 5 * time.Minute
+	// maxCachedServers bounds each cache; beyond it something is thrown out.
 	maxCachedServers = 10_000
 )
 
@@ -53,8 +55,15 @@ type discovery struct {
 	wellPort  string       // port of /.well-known: 443, but for tests
 	now       func() time.Time
 
-	mu    sync.Mutex // guards cache and flights; not held during a look-up
-	cache map[string]*delegation
+	mu      sync.Mutex // guards the caches; not held during a look-up
+	cache   map[string]*delegation
+	targets map[matrix.ServerName]cachedTarget
+}
+
+// cachedTarget spares the SRV look-ups of targetTTL.
+type cachedTarget struct {
+	target
+	until time.Time
 }
 
 // delegation is what a host's /.well-known said.
@@ -69,11 +78,40 @@ func newDiscovery(dns *net.Resolver, client *http.Client, now func() time.Time) 
 	if dns == nil {
 		dns = net.DefaultResolver
 	}
-	return &discovery{dns: dns, wellKnown: client, wellPort: "443", now: now, cache: map[string]*delegation{}}
+	return &discovery{dns: dns, wellKnown: client, wellPort: "443", now: now,
+		cache: map[string]*delegation{}, targets: map[matrix.ServerName]cachedTarget{}}
 }
 
-// find tells where server is. The steps are numbered as in the spec.
+// find tells where server is.
 func (d *discovery) find(ctx context.Context, server matrix.ServerName) (target, error) {
+	d.mu.Lock()
+	known, ok := d.targets[server]
+	d.mu.Unlock()
+	if ok && d.now().Before(known.until) {
+		return known.target, nil
+	}
+	t, err := d.look(ctx, server)
+	if err != nil {
+		return t, fmt.Errorf("find %s: %w", server, err)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if len(d.targets) >= maxCachedServers {
+		clear(d.targets)
+	}
+	d.targets[server] = cachedTarget{t, d.now().Add(targetTTL)}
+	return t, nil
+}
+
+// forget has the next request look again, after a connection failed.
+func (d *discovery) forget(server matrix.ServerName) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.targets, server)
+}
+
+// look goes the steps of the spec, by its numbers.
+func (d *discovery) look(ctx context.Context, server matrix.ServerName) (target, error) {
 	host, port := server.Host(), server.Port()
 	// 1: an IP literal, with its port or 8448.
 	if isIPLiteral(host) {
@@ -241,7 +279,7 @@ func (d *discovery) fetchWellKnown(ctx context.Context, host string) (matrix.Ser
 	var content struct {
 		Server string `json:"m.server"`
 	}
-	if err := json.Unmarshal(body, &content); err != nil {
+	if err := json.Unmarshal(body, &content, lax); err != nil {
 		return "", 0, err
 	}
 	server, err := matrix.ParseServerName(content.Server)
