@@ -229,4 +229,3 @@ func (p *partReader) Read(b []byte) (int, error) {
 }
 
 func (p *partReader) Close() error { return p.whole.close() }
-
