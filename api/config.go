@@ -53,6 +53,7 @@ type TURN struct {
 	SharedSecret string `mapstructure:"shared_secret" yaml:"shared_secret"`
 	// Username and Password are given to everybody where there is no SharedSecret.
 	Username string `mapstructure:"username" yaml:"username"`
+	// Password belongs to Username.
 	Password string `mapstructure:"password" yaml:"password"`
 	// Lifetime of what is given out.
 	Lifetime time.Duration `mapstructure:"lifetime" yaml:"lifetime"`

@@ -1,0 +1,159 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"parley.im/parley/api"
+	"parley.im/parley/federation"
+	"parley.im/parley/server/keys"
+	"parley.im/parley/server/matrix"
+	"parley.im/parley/server/media"
+	"parley.im/parley/server/push"
+	"parley.im/parley/server/room"
+	"parley.im/parley/server/syncer"
+	"parley.im/parley/server/user"
+	"parley.im/parley/storage"
+)
+
+// house is one server with all its rooms. Two of them may live in one process.
+type house struct {
+	cfg      *Config
+	log      *slog.Logger
+	registry *prometheus.Registry
+
+	lock   *os.File
+	db     *storage.DB
+	client *federation.Client
+	users  *user.Users
+	keys   *keys.Keys
+	push   *push.Push
+	media  *media.Repository
+	rooms  *room.Service
+	sync   *syncer.Service
+
+	api        http.Handler
+	federation http.Handler
+
+	closers []func() error // in the order of building; called backwards
+}
+
+// build builds every room once, in floor order. What it has opened is closed again when it fails.
+func build(ctx context.Context, cfg *Config, log *slog.Logger) (h *house, err error) {
+	h = &house{cfg: cfg, log: log, registry: prometheus.NewRegistry()}
+	h.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	defer func() {
+		if err != nil {
+			h.close()
+		}
+	}()
+	if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
+		return nil, fmt.Errorf("data_dir: %w", err)
+	}
+	if h.lock, err = lockDir(cfg.DataDir); err != nil {
+		return nil, err
+	}
+	h.closers = append(h.closers, h.lock.Close)
+	key, err := loadSigningKey(cfg.DataDir, log)
+	if err != nil {
+		return nil, err
+	}
+	if h.db, err = storage.Open(ctx, cfg.Database, log); err != nil {
+		return nil, fmt.Errorf("database: %w", err)
+	}
+	h.closers = append(h.closers, h.db.Close)
+	server := matrix.ServerName(cfg.ServerName)
+	if err := h.keepName(ctx, server); err != nil {
+		return nil, err
+	}
+	blobs, err := storage.OpenDiskBlobs(filepath.Join(cfg.DataDir, "media"))
+	if err != nil {
+		return nil, err
+	}
+	guard, err := federation.NewGuard(cfg.Federation.AllowPrivateAddresses, cfg.Federation.AllowAddresses)
+	if err != nil {
+		return nil, err
+	}
+	h.client, err = federation.NewClient(ctx, federation.Options{Config: cfg.Federation, Server: server, Key: key, DB: h.db, Log: log})
+	if err != nil {
+		return nil, err
+	}
+	outside := federation.NewGuardedClient(guard, nil, 30*time.Second)
+
+	h.users = user.New(user.Options{Config: cfg.Users, ServerName: server, DB: h.db, Remote: h.client, Log: log})
+	h.keys = keys.New(keys.Options{Config: cfg.Keys, ServerName: server, DB: h.db, Remote: h.client, Log: log})
+	h.push = push.New(push.Options{Config: cfg.Push, DB: h.db, Client: outside, Log: log})
+	h.media = media.New(media.Options{Config: cfg.Media, Server: server, DB: h.db, Blobs: blobs, Remote: h.client, PreviewClient: outside, Log: log})
+	h.rooms = room.New(room.Options{Config: cfg.Rooms, ServerName: server, DB: h.db, Key: key, Keys: h.client, Remote: h.client,
+		Profile: h.profile, Log: log})
+	h.closers = append(h.closers, h.rooms.Close)
+	h.sync = syncer.New(syncer.Options{Config: cfg.Sync, ServerName: server, DB: h.db, Log: log})
+	h.closers = append(h.closers, h.sync.Close)
+	h.api, err = api.New(cfg.ClientAPI, api.Deps{ServerName: server, Users: h.users, Keys: h.keys, Push: h.push, Media: h.media,
+		Rooms: h.rooms, Sync: h.sync, DB: h.db, DefaultRoomVersion: cfg.Rooms.DefaultVersion, Log: log, Metrics: h.registry})
+	return h, err
+}
+
+// keepName refuses to start under another name than the database was made for: all its users and rooms have that name.
+func (h *house) keepName(ctx context.Context, server matrix.ServerName) error {
+	const fact = "server_name"
+	known, err := h.db.Fact(ctx, fact)
+	if errors.Is(err, storage.ErrNotFound) {
+		return h.db.SetFact(ctx, fact, string(server))
+	}
+	if err == nil && known != string(server) {
+		return fmt.Errorf("server_name is %q, but this database belongs to %q: a server cannot change its name; set it back, or start with an empty data_dir and database", server, known)
+	}
+	return err
+}
+
+// worker is something that runs in the background until its context ends.
+type worker struct {
+	name string
+	run  func(context.Context) error
+}
+
+func (h *house) background() []worker {
+	return []worker{
+		{"users", h.users.Run},
+		{"keys", h.keys.Run},
+		{"push", h.push.Run},
+		{"media", func(ctx context.Context) error { h.media.Run(ctx); return nil }},
+		{"sync", h.sync.Run},
+	}
+}
+
+func (h *house) close() {
+	for i := len(h.closers) - 1; i >= 0; i-- {
+		if err := h.closers[i](); err != nil {
+			h.log.Error("close", "err", err)
+		}
+	}
+	h.closers = nil
+}
+
+// profile is what goes into the member events of one of our users.
+func (h *house) profile(ctx context.Context, id matrix.UserID) (p room.Profile, err error) {
+	fields, err := h.users.LocalProfile(ctx, id)
+	if err != nil {
+		return p, err
+	}
+	for name, to := range map[string]*string{"displayname": &p.DisplayName, "avatar_url": &p.AvatarURL} {
+		if raw, ok := fields[name]; ok {
+			if err := json.Unmarshal(raw, to); err != nil {
+				return p, fmt.Errorf("%s of %s: %w", name, id, err)
+			}
+		}
+	}
+	return p, nil
+}
