@@ -252,7 +252,7 @@ func (tx *Tx) referToBlob(hash BlobHash, size int64) error {
 
 // releaseBlob takes one reference away. With the last one the thumbnails of the blob go too.
 func (tx *Tx) releaseBlob(hash string, now time.Time) error {
-	err := tx.Exec("UPDATE blobs SET refs = refs - 1, doomed_ms = ? WHERE hash = ?", now.UnixMilli(), hash).Error
+	err := tx.Exec("UPDATE blobs SET refs = refs - 1, claim = 0, doomed_ms = ? WHERE hash = ?", now.UnixMilli(), hash).Error
 	if err != nil {
 		return err
 	}
@@ -281,15 +281,18 @@ type DoomedBlobs struct {
 	claim  int64
 }
 
-// ClaimDoomedBlobs takes it upon the caller to delete up to limit blobs that nothing refers to and that were doomed at
-// or before the given time. They must be deleted from the store and then given to ForgetBlobs; if the process dies
-// in between, the next claim gets them again.
-func (db *DB) ClaimDoomedBlobs(ctx context.Context, doomed time.Time, limit int) (DoomedBlobs, error) {
+// staleClaim is the age of a claim whose claimant must have died. Nobody may go on deleting so long.
+const staleClaim = 15 * time.Minute
+
+// ClaimDoomedBlobs takes it upon the caller to delete up to limit blobs that nothing refers to. They must be deleted from
+// the store within ten minutes, and then given to ForgetBlobs. If the process dies in between, a later claim gets
+// them again.
+func (db *DB) ClaimDoomedBlobs(ctx context.Context, now time.Time, limit int) (DoomedBlobs, error) {
 	claimed := DoomedBlobs{claim: rand.Int64N(1<<53) + 1}
 	err := db.Write(ctx, func(tx *Tx) error {
 		var hashes []string
-		err := tx.Raw("SELECT hash FROM blobs WHERE refs = 0 AND doomed_ms <= ? ORDER BY doomed_ms LIMIT ?",
-			doomed.UnixMilli(), limit).Scan(&hashes).Error
+		err := tx.Raw("SELECT hash FROM blobs WHERE refs = 0 AND (claim = 0 OR doomed_ms <= ?) ORDER BY doomed_ms LIMIT ?",
+			now.Add(-staleClaim).UnixMilli(), limit).Scan(&hashes).Error
 		if err != nil || len(hashes) == 0 {
 			return err
 		}
@@ -300,7 +303,7 @@ func (db *DB) ClaimDoomedBlobs(ctx context.Context, doomed time.Time, limit int)
 			}
 			claimed.Hashes = append(claimed.Hashes, hash)
 		}
-		return tx.Exec("UPDATE blobs SET claim = ? WHERE hash IN ?", claimed.claim, hashes).Error
+		return tx.Exec("UPDATE blobs SET claim = ?, doomed_ms = ? WHERE hash IN ?", claimed.claim, now.UnixMilli(), hashes).Error
 	})
 	return claimed, err
 }

@@ -28,9 +28,9 @@ func addMedia(t *testing.T, db *storage.DB, m storage.Media) {
 	}
 }
 
-func doomed(t *testing.T, db *storage.DB) storage.DoomedBlobs {
+func doomed(t *testing.T, db *storage.DB, at time.Time) storage.DoomedBlobs {
 	t.Helper()
-	d, err := db.ClaimDoomedBlobs(t.Context(), mediaNow, 100)
+	d, err := db.ClaimDoomedBlobs(t.Context(), at, 100)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -120,13 +120,13 @@ func TestLastReferenceDoomsTheBlobAndItsThumbnails(t *testing.T) {
 		if err := db.DeleteMedia(ctx, "here.example", "a", mediaNow); err != nil {
 			t.Fatal(err)
 		}
-		if d := doomed(t, db); len(d.Hashes) != 0 {
+		if d := doomed(t, db, mediaNow); len(d.Hashes) != 0 {
 			t.Fatalf("doomed too early: %v", d.Hashes)
 		}
 		if n, err := db.DeleteRemoteMedia(ctx, mediaNow.Add(time.Millisecond), mediaNow, 10); err != nil || n != 1 {
 			t.Fatalf("%d, %v", n, err)
 		}
-		d := doomed(t, db)
+		d := doomed(t, db, mediaNow)
 		if len(d.Hashes) != 2 {
 			t.Fatalf("%d doomed, want the picture and its thumbnail", len(d.Hashes))
 		}
@@ -136,7 +136,10 @@ func TestLastReferenceDoomsTheBlobAndItsThumbnails(t *testing.T) {
 		if added, err := db.AddThumbnail(ctx, small, 10); err != nil || added {
 			t.Fatalf("a thumbnail of what is gone: %v, %v", added, err)
 		}
-		again := doomed(t, db) // another sweep takes the claim over
+		if d := doomed(t, db, mediaNow.Add(time.Minute)); len(d.Hashes) != 0 {
+			t.Fatal("claimed by two")
+		}
+		again := doomed(t, db, mediaNow.Add(time.Hour)) // the first claimant has died
 		if err := db.ForgetBlobs(ctx, d); err != nil {
 			t.Fatal(err)
 		}

@@ -26,7 +26,9 @@ CREATE TABLE blobs (
   hash TEXT PRIMARY KEY,
   size BIGINT NOT NULL,
   refs BIGINT NOT NULL,
+  -- 0 until somebody has taken it upon himself to delete the blob.
   claim BIGINT NOT NULL,
+  -- When the last reference went, or when the claim was made.
   doomed_ms BIGINT NOT NULL
 );
 CREATE INDEX blobs_doomed ON blobs (doomed_ms) WHERE refs = 0;

@@ -1,0 +1,231 @@
+package media
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"time"
+
+	"parley.im/parley/server/matrix"
+	"parley.im/parley/storage"
+)
+
+// A fetch brings one file from another server. Everyone who asks for the file meanwhile follows the same fetch: they read
+// the staged blob as it grows.
+type fetch struct {
+	repository *Repository
+	uri        URI
+	staged     *storage.StagedBlob
+
+	// Guarded by repository.mu, read by followers after wait.
+	changed chan struct{} // closed, and replaced, when any of the following has changed or the staged blob has grown
+	started bool          // the other server has answered with a file; or done
+	done    bool
+	err     error         // why it failed; only after done
+	media   storage.Media // ContentType and Filename once started, all of it once done
+}
+
+// fetch joins the fetch of a file or begins one. The caller gets a hold on the staged blob, to be released.
+func (r *Repository) fetch(req Request) (*fetch, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if f := r.fetches[req.URI]; f != nil {
+		f.staged.Retain()
+		return f, nil
+	}
+	if r.closed {
+		return nil, matrix.NewError(503, "M_UNKNOWN", "the server is being stopped")
+	}
+	staged, err := r.Blobs.Stage()
+	if err != nil {
+		return nil, err
+	}
+	staged.Retain()
+	f := &fetch{repository: r, uri: req.URI, staged: staged, changed: make(chan struct{})}
+	r.fetches[req.URI] = f
+	r.running.Go(func() { f.run(req.Wait) })
+	return f, nil
+}
+
+// run is the fetch's goroutine; it owns the staged blob's writing side.
+func (f *fetch) run(wait time.Duration) {
+	r := f.repository
+	ctx, cancel := context.WithTimeout(r.life, r.Config.RemoteTimeout+wait)
+	defer cancel()
+	staged := f.staged
+	defer func() { staged.Discard() }()
+	m, err := f.download(ctx, wait)
+	if err == nil {
+		staged, err = r.keep(ctx, staged, func(hash storage.BlobHash, size int64) error {
+			m.Hash, m.Size, m.Created = hash, size, r.Now()
+			err := r.DB.AddMedia(ctx, m, 0)
+			if errors.Is(err, storage.ErrMediaExists) { // another process was faster; the blob is put, its row stands
+				err = nil
+			}
+			return err
+		})
+	}
+	if err != nil {
+		r.Log.Debug("media not fetched", "server", f.uri.Server, "err", err)
+	}
+	f.change(func() {
+		f.started, f.done, f.err, f.media = true, true, remoteError(f.uri.Server, err), m
+		delete(r.fetches, f.uri)
+	})
+}
+
+// download asks the other server and writes what comes.
+func (f *fetch) download(ctx context.Context, wait time.Duration) (storage.Media, error) {
+	r := f.repository
+	m := storage.Media{Server: f.uri.Server, MediaID: f.uri.MediaID}
+	select {
+	case r.fetchSlots <- struct{}{}:
+		defer func() { <-r.fetchSlots }()
+	case <-ctx.Done():
+		return m, ctx.Err()
+	}
+	file, err := r.Remote.DownloadMedia(ctx, f.uri.Server, f.uri.MediaID, wait)
+	if err != nil {
+		return m, err
+	}
+	defer file.Body.Close()
+	m.ContentType = cleanContentType(file.ContentType)
+	if _, params, err := mime.ParseMediaType(file.ContentDisposition); err == nil {
+		m.Filename = cleanFilename(params["filename"])
+	}
+	f.change(func() { f.started, f.media = true, m })
+	n, err := io.Copy(growing{f}, io.LimitReader(file.Body, r.Config.MaxRemoteBytes+1))
+	if err == nil && n > r.Config.MaxRemoteBytes {
+		err = matrix.TooLarge("above %d bytes", r.Config.MaxRemoteBytes)
+	}
+	return m, err
+}
+
+// growing tells the followers of every write.
+type growing struct{ *fetch }
+
+func (g growing) Write(p []byte) (int, error) {
+	n, err := g.staged.Write(p)
+	g.change(func() {})
+	return n, err
+}
+
+func (f *fetch) change(set func()) {
+	f.repository.mu.Lock()
+	defer f.repository.mu.Unlock()
+	set()
+	close(f.changed)
+	f.changed = make(chan struct{})
+}
+
+// wait returns nil once ready, which is called under the lock, is true. If the fetch has failed by then, its error is
+// returned.
+func (f *fetch) wait(ctx context.Context, ready func() bool) error {
+	for {
+		f.repository.mu.Lock()
+		ok, changed, done, err := ready(), f.changed, f.done, f.err
+		f.repository.mu.Unlock()
+		switch {
+		case done && err != nil:
+			return err
+		case ok || done:
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// open gives the caller's hold on the staged blob to a file.
+func (f *fetch) open(ctx context.Context) (*File, error) {
+	f.repository.mu.Lock()
+	defer f.repository.mu.Unlock()
+	file := &File{
+		ReadSeekCloser: &follower{ctx: ctx, fetch: f},
+		ContentType:    f.media.ContentType, Filename: f.media.Filename, Size: -1,
+	}
+	if f.done {
+		file.Hash, file.Size, file.Created = f.media.Hash, f.media.Size, f.media.Created
+	}
+	return file, nil
+}
+
+// remoteError is what a client is told of a fetch that failed. Spec v1.19 client-server-api/#content-repo-security-considerations
+func remoteError(server matrix.ServerName, err error) error {
+	if err == nil {
+		return nil
+	}
+	switch matrix.ErrorCode(err) {
+	case "M_NOT_FOUND":
+		return matrix.NotFound("%s has no such file", server)
+	case "M_NOT_YET_UPLOADED":
+		return matrix.NotYetUploaded("the file has not been uploaded yet")
+	case "M_TOO_LARGE":
+		return matrix.TooLarge("the file is too large to be fetched from %s", server).WithStatus(502)
+	}
+	return &remoteFailure{matrix.NewError(502, "M_UNKNOWN", "%s did not give us the file", server), err}
+}
+
+// remoteFailure shows the client no more than what is made for it.
+type remoteFailure struct {
+	shown *matrix.Error
+	cause error
+}
+
+func (e *remoteFailure) Error() string   { return fmt.Sprintf("%v: %v", e.shown, e.cause) }
+func (e *remoteFailure) Unwrap() []error { return []error{e.shown, e.cause} }
+
+// follower reads a fetch's blob from the beginning, waiting for what has not come yet.
+type follower struct {
+	ctx   context.Context
+	fetch *fetch
+	off   int64
+}
+
+func (r *follower) Read(p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	staged := r.fetch.staged
+	if err := r.fetch.wait(r.ctx, func() bool { return staged.Size() > r.off }); err != nil {
+		return 0, err
+	}
+	n, err := staged.ReadAt(p, r.off)
+	r.off += int64(n)
+	if n > 0 {
+		err = nil
+	}
+	return n, err
+}
+
+// Seek waits for the end of the fetch.
+func (r *follower) Seek(offset int64, whence int) (int64, error) {
+	if err := r.fetch.wait(r.ctx, func() bool { return r.fetch.done }); err != nil {
+		return r.off, err
+	}
+	switch whence {
+	case io.SeekCurrent:
+		offset += r.off
+	case io.SeekEnd:
+		offset += r.fetch.staged.Size()
+	}
+	if offset < 0 {
+		return r.off, errors.New("seek before the beginning of the file")
+	}
+	r.off = offset
+	return offset, nil
+}
+
+// Close lets go of the staged blob.
+func (r *follower) Close() error {
+	if r.fetch != nil {
+		r.fetch.staged.Release()
+	}
+	r.fetch = nil
+	return nil
+}
