@@ -97,15 +97,7 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger) (*DB, error) {
 	db := &DB{log: log, jobs: make(chan *job, maxBatch), stop: make(chan struct{}), writerDone: make(chan struct{})}
 	db.listeners.byID = map[int]func(Commit){}
 	db.roomCaches = newRoomCaches()
-	var err error
-	switch scheme, rest, _ := strings.Cut(cfg.URL, ":"); scheme {
-	case "sqlite":
-		err = db.openSQLite(rest, cfg.Readers)
-	case "postgres", "postgresql":
-		err = db.openPostgreSQL(ctx, cfg.URL, cfg.Readers)
-	default:
-		return nil, fmt.Errorf("database url must start with sqlite: or postgres:, not %q", scheme)
-	}
+	err := db.open(ctx, cfg)
 	if err == nil {
 		err = db.migrate(ctx)
 	}
@@ -122,6 +114,18 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger) (*DB, error) {
 		go db.watchOthers()
 	}
 	return db, nil
+}
+
+// open opens the handles and no more.
+func (db *DB) open(ctx context.Context, cfg Config) error {
+	switch scheme, rest, _ := strings.Cut(cfg.URL, ":"); scheme {
+	case "sqlite":
+		return db.openSQLite(rest, cfg.Readers)
+	case "postgres", "postgresql":
+		return db.openPostgreSQL(ctx, cfg.URL, cfg.Readers)
+	default:
+		return fmt.Errorf("database url must start with sqlite: or postgres:, not %q", scheme)
+	}
 }
 
 // gormConfig: no transaction around single statements (Write has one), statements kept prepared where the driver does
