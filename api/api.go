@@ -59,7 +59,7 @@ type api struct {
 // know it answers with M_UNRECOGNIZED. The error says what is wrong in cfg.
 func New(cfg Config, deps Deps) (http.Handler, error) {
 	a := newAPI(cfg, deps)
-	engine, err := a.engine()
+	engine, err := a.engine(a.routes())
 	if err != nil {
 		return nil, err
 	}
@@ -79,7 +79,7 @@ func newAPI(cfg Config, deps Deps) *api {
 
 // engine is the router. Path parameters reach handlers as they were sent: with gin's own unescaping %2F is not found, or
 // "+" becomes a space. (*api).serve unescapes them.
-func (a *api) engine() (*gin.Engine, error) {
+func (a *api) engine(routes []route) (*gin.Engine, error) {
 	gin.SetMode(gin.ReleaseMode)
 	engine := gin.New()
 	engine.UseEscapedPath = true
@@ -90,7 +90,7 @@ func (a *api) engine() (*gin.Engine, error) {
 	if err := engine.SetTrustedProxies(a.cfg.TrustedProxies); err != nil {
 		return nil, err
 	}
-	a.register(engine)
+	a.register(engine, routes)
 	unknown := &route{auth: anybody, handle: func(*call) error {
 		return matrix.Unrecognized("there is no such endpoint")
 	}}

@@ -76,9 +76,8 @@ func (a *api) routes() []route {
 	return all
 }
 
-// register puts all routes into engine.
-func (a *api) register(engine *gin.Engine) {
-	routes := a.routes()
+// register puts routes into engine.
+func (a *api) register(engine *gin.Engine, routes []route) {
 	for i := range routes {
 		r := &routes[i]
 		observe := a.metrics.route(r.method, r.path)
