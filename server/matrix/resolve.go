@@ -1,6 +1,9 @@
 package matrix
 
-import "iter"
+import (
+	"errors"
+	"iter"
+)
 
 // Resolution is a question to state resolution: several states of a room, of which only what they do not agree on is
 // listed.
@@ -28,9 +31,9 @@ type Resolution struct {
 
 // Resolve returns the resolved entries for the conflicted tuples; a tuple without an entry has none in the resolved
 // state. Errors are those of Load. Spec v1.19 rooms/v11/#state-resolution, rooms/v12/#state-resolution
-func Resolve(r *Resolution) (StateMap, error) { return nil, errNotImplemented }
+func Resolve(r *Resolution) (StateMap, error) { return nil, errors.New("matrix: not implemented yet") }
 
 // ResolveStates resolves whole states, finding itself what is conflicted, and returns the whole resolved state.
 func ResolveStates(version *RoomVersion, states []StateMap, load func([]EventID) ([]*Event, error), rejected func(EventID) bool) (StateMap, error) {
-	return nil, errNotImplemented
+	return nil, errors.New("matrix: not implemented yet")
 }

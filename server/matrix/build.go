@@ -1,0 +1,185 @@
+package matrix
+
+import (
+	"crypto/rand"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"time"
+)
+
+// Builder makes a new event of a user of this server.
+type Builder struct {
+	RoomID     RoomID // empty for the create event of room version 12
+	Sender     UserID
+	Type       string
+	StateKey   *string // nil for events that are not state
+	Content    json.RawMessage
+	Redacts    EventID // put where the room version wants it
+	PrevEvents []EventID
+	AuthEvents []EventID
+	Depth      int64 // brought down to the version's maximum
+	Time       time.Time
+
+	// ReferenceHash gives the reference hash of a prev or auth event in room versions 1 and 2; nil leaves them out.
+	ReferenceHash func(EventID) [32]byte
+	// EventID is the new event's ID in room versions 1 and 2; one is drawn if it is empty.
+	EventID EventID
+
+	prevRefs, authRefs []byte // as another server gave them in room versions 1 and 2, with its hashes
+}
+
+// ParseTemplate reads the template of an event that another server answered to make_join, make_leave or make_knock.
+// The caller checks that it is what was asked for, sets Time and calls Build. The error is a *Error.
+func ParseTemplate(raw []byte, version *RoomVersion) (*Builder, error) {
+	if len(raw) > maxRawBytes {
+		return nil, TooLarge("an event has at most %d bytes", MaxEventBytes)
+	}
+	canonical, err := canonicalJSON(nil, raw, !version.CanonicalJSON)
+	if err != nil {
+		return nil, err
+	}
+	f, ok := fieldsOf(canonical)
+	if !ok {
+		return nil, BadJSON("an event must be a JSON object")
+	}
+	// What Build makes itself may be missing: check the template as if it were there.
+	f.hashes = []byte("{}")
+	f.originServerTS = []byte("0")
+	f.eventID = []byte(`"$template:template"`)
+	if err := f.check(version); err != nil {
+		return nil, err
+	}
+	var e Event
+	e.version = version
+	e.fill(&f)
+	b := &Builder{RoomID: e.roomID, Sender: e.sender, Type: e.typ, Content: e.content, Redacts: e.redacts,
+		PrevEvents: e.prev, AuthEvents: e.auth, Depth: e.depth}
+	if e.hasStateKey {
+		b.StateKey = &e.stateKey
+	}
+	if version.EventIDInEvent {
+		b.prevRefs, b.authRefs = f.prevEvents, f.authEvents
+	}
+	return b, nil
+}
+
+// Template is the event without hashes and signatures, for our answers to make_join and its like. The error is a
+// *Error as that of Build.
+func (b *Builder) Template(version *RoomVersion) (json.RawMessage, error) {
+	return b.appendUnsigned(nil, version, "")
+}
+
+// AuthKeys lists the state that must be in the event's auth_events; see [AuthKeys].
+func (b *Builder) AuthKeys(version *RoomVersion) []StateTuple {
+	return AuthKeys(version, b.Sender, b.Type, b.StateKey, b.Content)
+}
+
+// Build hashes and signs the event. The error is a *Error if the content is not canonical JSON of the version or a
+// limit is exceeded.
+func (b *Builder) Build(version *RoomVersion, server ServerName, key *SigningKey) (*Event, error) {
+	id := b.EventID
+	if version.EventIDInEvent && id == "" {
+		id = EventID("$" + randomLetters() + ":" + string(server))
+	}
+	body, err := b.appendUnsigned(make([]byte, 0, len(b.Content)+1024), version, id)
+	if err != nil {
+		return nil, err
+	}
+	hash := contentHash(body)
+	hashes := append(make([]byte, 0, 64), `{"sha256":"`...)
+	hashes = append(base64.RawStdEncoding.AppendEncode(hashes, hash[:]), `"}`...)
+	body = setMember(body, "hashes", hashes)
+
+	f, ok := fieldsOf(body)
+	if !ok {
+		return nil, fmt.Errorf("built an event that cannot be read")
+	}
+	var stack [2048]byte
+	signed := appendRedacted(stack[:0], body, &f, version, true)
+	e := &Event{version: version}
+	e.json = addSignature(body, string(server), key.ID, key.Sign(signed))
+	if len(e.json) > MaxEventBytes {
+		return nil, TooLarge("the event would have %d bytes, more than %d", len(e.json), MaxEventBytes)
+	}
+	f, _ = fieldsOf(e.json)
+	if err := f.check(version); err != nil {
+		return nil, err
+	}
+	e.fill(&f)
+	if !version.EventIDInEvent {
+		e.id = eventIDOf(e.referenceHash(&f), version)
+	}
+	return e, e.finish()
+}
+
+// appendUnsigned appends the event without hashes and signatures, its members in order.
+func (b *Builder) appendUnsigned(dst []byte, v *RoomVersion, id EventID) ([]byte, error) {
+	content, err := canonicalJSON(make([]byte, 0, len(b.Content)+64), b.Content, !v.CanonicalJSON)
+	if err != nil {
+		return nil, err
+	}
+	if !isObject(content) {
+		return nil, BadJSON("the content of an event must be an object")
+	}
+	if b.Redacts != "" && v.RedactsInContent {
+		content = setMember(content, "redacts", AppendJSONString(nil, string(b.Redacts)))
+	}
+	dst = appendKey(append(dst, '{'), "auth_events")
+	dst = b.appendRefs(dst, b.AuthEvents, b.authRefs, v)
+	dst = append(appendKey(dst, "content"), content...)
+	dst = strconv.AppendInt(appendKey(dst, "depth"), min(max(b.Depth, 0), v.MaxDepth), 10)
+	if v.EventIDInEvent && id != "" {
+		dst = AppendJSONString(appendKey(dst, "event_id"), string(id))
+	}
+	if !b.Time.IsZero() {
+		dst = strconv.AppendInt(appendKey(dst, "origin_server_ts"), b.Time.UnixMilli(), 10)
+	}
+	dst = appendKey(dst, "prev_events")
+	dst = b.appendRefs(dst, b.PrevEvents, b.prevRefs, v)
+	if b.Redacts != "" && !v.RedactsInContent {
+		dst = AppendJSONString(appendKey(dst, "redacts"), string(b.Redacts))
+	}
+	if !v.RoomIDIsCreateID || b.Type != TypeCreate {
+		dst = AppendJSONString(appendKey(dst, "room_id"), string(b.RoomID))
+	}
+	dst = AppendJSONString(appendKey(dst, "sender"), string(b.Sender))
+	if b.StateKey != nil {
+		dst = AppendJSONString(appendKey(dst, "state_key"), *b.StateKey)
+	}
+	dst = AppendJSONString(appendKey(dst, "type"), b.Type)
+	return append(dst, '}'), nil
+}
+
+// appendRefs appends prev_events or auth_events: IDs, or in room versions 1 and 2 pairs of an ID and a hash.
+func (b *Builder) appendRefs(dst []byte, ids []EventID, given []byte, v *RoomVersion) []byte {
+	if given != nil && v.EventIDInEvent {
+		return append(dst, given...)
+	}
+	dst = append(dst, '[')
+	for i, id := range ids {
+		if i > 0 {
+			dst = append(dst, ',')
+		}
+		if !v.EventIDInEvent {
+			dst = AppendJSONString(dst, string(id))
+			continue
+		}
+		dst = append(AppendJSONString(append(dst, '['), string(id)), `,{`...)
+		if b.ReferenceHash != nil {
+			hash := b.ReferenceHash(id)
+			dst = base64.RawStdEncoding.AppendEncode(append(dst, `"sha256":"`...), hash[:])
+			dst = append(dst, '"')
+		}
+		dst = append(dst, `}]`...)
+	}
+	return append(dst, ']')
+}
+
+// randomLetters is the localpart of a new event ID in room versions 1 and 2.
+func randomLetters() string {
+	var b [18]byte
+	rand.Read(b[:])
+	return base64.RawURLEncoding.EncodeToString(b[:])
+}
