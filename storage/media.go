@@ -196,6 +196,22 @@ func (db *DB) DeleteRemoteMedia(ctx context.Context, before, now time.Time, limi
 	return n, err
 }
 
+// ShrinkRemoteMedia removes, of up to limit files of other servers that were read longest ago, as many as are needed to
+// free the given number of bytes, and returns how many were removed.
+func (db *DB) ShrinkRemoteMedia(ctx context.Context, bytes int64, now time.Time, limit int) (n int, err error) {
+	err = db.Write(ctx, func(tx *Tx) error {
+		var rows []mediaRow
+		if err := tx.Where("uploader = ''").Order("used_ms").Limit(limit).Find(&rows).Error; err != nil {
+			return err
+		}
+		for n = 0; n < len(rows) && bytes > 0; n++ {
+			bytes -= rows[n].Size
+		}
+		return tx.deleteMedia(rows[:n], now)
+	})
+	return n, err
+}
+
 // RemoteMediaBytes is how much media of other servers is kept.
 func (db *DB) RemoteMediaBytes(ctx context.Context) (int64, error) {
 	var used int64

@@ -102,7 +102,7 @@ func (r *Repository) shrinkCache(ctx context.Context, now time.Time) error {
 		if err != nil || used <= r.Config.RemoteCacheBytes {
 			return err
 		}
-		if n, err := r.DB.DeleteRemoteMedia(ctx, now.Add(time.Hour), now, 10); err != nil || n == 0 {
+		if n, err := r.DB.ShrinkRemoteMedia(ctx, used-r.Config.RemoteCacheBytes, now, sweepBatch); err != nil || n == 0 {
 			return err
 		}
 	}
