@@ -46,7 +46,8 @@ type Options struct {
 	// one there are no previews.
 	PreviewClient *http.Client
 	Log           *slog.Logger
-	Now           func() time.Time
+	// Now is time.Now if it is nil.
+	Now func() time.Time
 }
 
 // Repository is the content repository of one server.
@@ -71,6 +72,9 @@ type Repository struct {
 
 // New makes a repository. Run does its housekeeping; Close ends what it has begun.
 func New(o Options) *Repository {
+	if o.Now == nil {
+		o.Now = time.Now
+	}
 	r := &Repository{
 		Options:    o,
 		fetchSlots: make(chan struct{}, max(o.Config.RemoteFetches, 1)),
