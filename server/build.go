@@ -94,6 +94,7 @@ func build(ctx context.Context, cfg *Config, log *slog.Logger) (h *house, err er
 	h.keys = keys.New(keys.Options{Config: cfg.Keys, ServerName: server, DB: h.db, Remote: h.client, Log: log})
 	h.push = push.New(push.Options{Config: cfg.Push, DB: h.db, Client: outside, Log: log})
 	h.media = media.New(media.Options{Config: cfg.Media, Server: server, DB: h.db, Blobs: blobs, Remote: h.client, PreviewClient: outside, Log: log})
+	h.closers = append(h.closers, h.media.Close)
 	h.rooms = room.New(room.Options{Config: cfg.Rooms, ServerName: server, DB: h.db, Key: key, Keys: h.client, Remote: h.client,
 		Profile: h.profile, Log: log})
 	h.closers = append(h.closers, h.rooms.Close)
@@ -128,7 +129,7 @@ func (h *house) background() []worker {
 		{"users", h.users.Run},
 		{"keys", h.keys.Run},
 		{"push", h.push.Run},
-		{"media", func(ctx context.Context) error { h.media.Run(ctx); return nil }},
+		{"media", h.media.Run},
 		{"sync", h.sync.Run},
 	}
 }

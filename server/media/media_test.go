@@ -80,7 +80,7 @@ func newWorldOn(t *testing.T, db *storage.DB, change func(*Config)) *world {
 			return w.now
 		},
 	})
-	t.Cleanup(w.Close)
+	t.Cleanup(func() { w.Close() })
 	return w
 }
 

@@ -87,11 +87,12 @@ func New(o Options) *Repository {
 	return r
 }
 
-// Close ends the fetches under way and waits for them. Run must have ended.
-func (r *Repository) Close() {
+// Close ends the fetches under way and waits for them; it returns nil. No request may come in any more.
+func (r *Repository) Close() error {
 	r.mu.Lock()
 	r.closed = true
 	r.mu.Unlock()
 	r.end()
 	r.running.Wait()
+	return nil
 }

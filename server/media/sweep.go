@@ -17,8 +17,9 @@ const (
 	claimLasts   = 5 * time.Minute
 )
 
-// Run deletes what has expired, what was pushed out of the cache and what a crash has left over, until ctx ends.
-func (r *Repository) Run(ctx context.Context) {
+// Run deletes what has expired, what was pushed out of the cache and what a crash has left over, until ctx ends. It
+// returns nil.
+func (r *Repository) Run(ctx context.Context) error {
 	tick := time.NewTicker(sweepEvery)
 	defer tick.Stop()
 	var orphans time.Time
@@ -35,7 +36,7 @@ func (r *Repository) Run(ctx context.Context) {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return
+			return nil
 		}
 	}
 }
