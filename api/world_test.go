@@ -56,7 +56,7 @@ func newWorld(t *testing.T, cfg Config) *world {
 	})
 	t.Cleanup(func() { rooms.Close() })
 	files := media.New(media.Options{Config: media.DefaultConfig(), Server: name, DB: db, Blobs: blobs, Log: log})
-	t.Cleanup(files.Close)
+	t.Cleanup(func() { files.Close() })
 	sync := syncer.New(syncer.Options{Config: syncer.DefaultConfig(), ServerName: name, DB: db, Log: log})
 	t.Cleanup(func() { sync.Close() })
 	a := newAPI(cfg, Deps{
