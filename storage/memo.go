@@ -104,3 +104,14 @@ func (m *Memo[K, V]) Clear() { m.DropWhere(func(K, V) bool { return true }) }
 
 // errUnfinished stands for the outcome of a load that panicked.
 var errUnfinished = errors.New("load did not finish")
+
+// DropKept forgets all kept values of which is(key, value) is true, and lets loads under way be.
+func (m *Memo[K, V]) DropKept(is func(K, V) bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for k, v := range m.kept {
+		if is(k, v) {
+			delete(m.kept, k)
+		}
+	}
+}

@@ -18,7 +18,7 @@ type Profile struct {
 }
 
 func scanProfile(rows interface{ Scan(...any) error }) (p Profile, err error) {
-	err = rows.Scan(&p.UserID, &p.DisplayName, &p.AvatarURL, &p.Fields)
+	err = rows.Scan(&p.UserID, &p.DisplayName, &p.AvatarURL, (*[]byte)(&p.Fields)) // a RawMessage cannot be NULL
 	return p, err
 }
 

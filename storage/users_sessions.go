@@ -70,14 +70,15 @@ func (db *DB) OpenSession(ctx context.Context, s NewSession) error {
 	})
 }
 
+// insertTokens: gorm takes a byte slice right after a parenthesis for a list, so no hash stands first.
 func (tx *Tx) insertTokens(s NewSession, previous []byte) error {
-	err := tx.Exec("INSERT INTO access_tokens (hash, user_id, device_id, expires_ms, refresh) VALUES (?, ?, ?, ?, ?)",
-		s.Access, s.User, s.Device, s.AccessExpiresMS, orNull(s.Refresh)).Error
+	err := tx.Exec("INSERT INTO access_tokens (user_id, hash, device_id, expires_ms, refresh) VALUES (?, ?, ?, ?, ?)",
+		s.User, s.Access, s.Device, s.AccessExpiresMS, orNull(s.Refresh)).Error
 	if err != nil || s.Refresh == nil {
 		return err
 	}
-	return tx.Exec("INSERT INTO refresh_tokens (hash, user_id, device_id, expires_ms, previous) VALUES (?, ?, ?, ?, ?)",
-		s.Refresh, s.User, s.Device, s.RefreshExpiresMS, orNull(previous)).Error
+	return tx.Exec("INSERT INTO refresh_tokens (user_id, hash, device_id, expires_ms, previous) VALUES (?, ?, ?, ?, ?)",
+		s.User, s.Refresh, s.Device, s.RefreshExpiresMS, orNull(previous)).Error
 }
 
 // TokenOwner is whose an access token is.
@@ -273,7 +274,7 @@ func (tx *Tx) deleteDevices(user matrix.UserID, devices []matrix.DeviceID) error
 // AddShortToken stores the hash of a token of a kind ("login", "openid") that ends soon.
 func (db *DB) AddShortToken(ctx context.Context, kind string, hash []byte, user matrix.UserID, expiresMS int64) error {
 	return db.Write(ctx, func(tx *Tx) error {
-		return tx.Exec("INSERT INTO short_tokens (hash, kind, user_id, expires_ms) VALUES (?, ?, ?, ?)", hash, kind, user, expiresMS).Error
+		return tx.Exec("INSERT INTO short_tokens (kind, hash, user_id, expires_ms) VALUES (?, ?, ?, ?)", kind, hash, user, expiresMS).Error
 	})
 }
 

@@ -87,13 +87,97 @@ type Options struct {
 	Log        *slog.Logger     // nil: slog.Default()
 }
 
-// Session is an authenticated request: whose it is and from which device. It is shared and must not be changed.
-type Session struct {
-	User      matrix.UserID
-	Device    matrix.DeviceID
-	Admin     bool
-	Locked    bool // may only log out; api answers M_USER_LOCKED with soft_logout
-	Suspended bool // may read, leave rooms and redact; api answers M_USER_SUSPENDED otherwise
-	Expires   time.Time
-	hash      [32]byte
+// Users is the room. Safe for concurrent use.
+type Users struct {
+	cfg    Config
+	server matrix.ServerName
+	db     *storage.DB
+	remote Remote
+	now    func() time.Time
+	log    *slog.Logger
+
+	hashing  chan struct{} // a place for each password that is being hashed
+	noHash   string        // verified in vain when there is no such user, so that the answer takes as long
+	sessions *storage.Memo[tokenHash, *Session]
+	exist    *storage.Memo[matrix.UserID, bool]
+	names    *storage.Memo[matrix.UserID, nameAndAvatar]
+	ignored  *storage.Memo[matrix.UserID, map[matrix.UserID]bool]
+	filters  *storage.Memo[filterKey, json.RawMessage]
+	uia      uiaSessions
+	nonces   nonces
+	seen     lastSeen
+	stop     func()
 }
+
+// New builds the room; nothing runs before Run. Close must be called in the end.
+func New(o Options) *Users {
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Log == nil {
+		o.Log = slog.Default()
+	}
+	u := &Users{
+		cfg: o.Config, server: o.ServerName, db: o.DB, remote: o.Remote, now: o.Now, log: o.Log,
+		hashing:  make(chan struct{}, max(1, o.Config.PasswordHashes)),
+		sessions: storage.NewMemo[tokenHash, *Session](max(1, o.Config.CachedTokens)),
+		exist:    storage.NewMemo[matrix.UserID, bool](keptUsers),
+		names:    storage.NewMemo[matrix.UserID, nameAndAvatar](keptUsers),
+		ignored:  storage.NewMemo[matrix.UserID, map[matrix.UserID]bool](keptUsers),
+		filters:  storage.NewMemo[filterKey, json.RawMessage](keptUsers),
+	}
+	u.noHash = hashPassword("", o.Config)
+	u.uia.max, u.uia.lifetime = max(1, o.Config.UIASessions), o.Config.UIALifetime
+	u.stop = o.DB.Listen(u.hear)
+	return u
+}
+
+// keptUsers is how many users' small properties are kept in memory.
+const keptUsers = 20000
+
+// Close stops listening to the database.
+func (u *Users) Close() { u.stop() }
+
+// hear drops from memory what a commit changed.
+func (u *Users) hear(c storage.Commit) {
+	for i := range c.Changes {
+		if c.Changes[i].Foreign {
+			u.sessions.Clear()
+			u.exist.Clear()
+			u.names.Clear()
+			u.ignored.Clear()
+		}
+		for _, w := range c.Changes[i].Wakes {
+			switch w.Topic {
+			case storage.TopicAccountData:
+				u.ignored.Drop(w.User)
+			case storage.TopicProfile:
+				u.names.Drop(w.User)
+			}
+		}
+	}
+}
+
+// Run writes out "last seen" from time to time, forgets what has expired, and ends with ctx.
+func (u *Users) Run(ctx context.Context) error {
+	tick := time.NewTicker(flushEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+			defer cancel()
+			u.flushSeen(last)
+			return nil
+		case <-tick.C:
+		}
+		u.flushSeen(ctx)
+		u.uia.expire(u.now())
+		if err := u.db.ForgetExpired(ctx, u.now().UnixMilli()); err != nil && ctx.Err() == nil {
+			u.log.Error("forget expired tokens", "err", err)
+		}
+	}
+}
+
+// flushEvery is how often "last seen" is written out: rarely, because each costs a commit.
+const flushEvery = 5 * time.Minute
