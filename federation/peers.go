@@ -175,3 +175,10 @@ func (p *peers) signed(ctx context.Context, server matrix.ServerName) error {
 	p.of(server).signs = true
 	return nil
 }
+
+// onAlive has fn called, without any lock held, when a server that failed may be tried again.
+func (p *peers) onAlive(fn func(matrix.ServerName)) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.alive = fn
+}

@@ -259,3 +259,10 @@ func timeOf(ms int64) time.Time {
 	}
 	return time.UnixMilli(ms)
 }
+
+// JoinedServers returns all servers, our own among them, with a user joined to a room that we know.
+func (db *DB) JoinedServers(ctx context.Context) ([]matrix.ServerName, error) {
+	var servers []matrix.ServerName
+	err := db.Read(ctx).Raw("SELECT DISTINCT server FROM memberships WHERE membership = 'join'").Scan(&servers).Error
+	return servers, err
+}
