@@ -309,26 +309,12 @@ func (d *destination) sendMissed(ctx context.Context, from, upTo int64) error {
 
 // missed lists what server is to be sent of what happened between two positions, in stream order.
 func (d *destination) missed(ctx context.Context, from, upTo int64) ([]*storage.Event, error) {
-	changed, err := d.s.db.RoomsChangedSince(ctx, from)
+	changed, err := d.s.db.RoomsForServer(ctx, d.server, from)
 	if err != nil {
 		return nil, err
-	}
-	if len(changed) == 0 {
-		return nil, nil
-	}
-	in, err := d.s.db.RoomsOfServer(ctx, d.server)
-	if err != nil {
-		return nil, err
-	}
-	isIn := make(map[matrix.RoomID]bool, len(in))
-	for _, id := range in {
-		isIn[id] = true
 	}
 	var missed []*storage.Event
 	for _, id := range changed {
-		if !isIn[id] {
-			continue
-		}
 		timeline, err := d.s.rooms.Timeline(ctx, id, from, upTo, catchUpPerRoom)
 		if err != nil {
 			return nil, err

@@ -266,3 +266,11 @@ func (db *DB) JoinedServers(ctx context.Context) ([]matrix.ServerName, error) {
 	err := db.Read(ctx).Raw("SELECT DISTINCT server FROM memberships WHERE membership = 'join'").Scan(&servers).Error
 	return servers, err
 }
+
+// RoomsForServer returns the rooms with an event of a later position than pos in which a user of server is joined.
+func (db *DB) RoomsForServer(ctx context.Context, server matrix.ServerName, pos int64) ([]matrix.RoomID, error) {
+	var rooms []matrix.RoomID
+	err := db.Read(ctx).Raw(`SELECT room_id FROM rooms WHERE pos > ? AND EXISTS
+		(SELECT 1 FROM memberships WHERE memberships.room = rooms.num AND server = ? AND membership = 'join')`, pos, server).Scan(&rooms).Error
+	return rooms, err
+}
