@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/url"
 	"runtime/debug"
@@ -45,8 +46,10 @@ func (a *api) serve(g *gin.Context, r *route, observe observer) {
 		}
 		took := time.Since(start)
 		observe(g.Writer.Status(), took)
-		a.log.Debug("request", "request", c.id, "method", g.Request.Method, "route", g.FullPath(), "status", g.Writer.Status(),
-			"errcode", c.errcode, "user", c.userID(), "took", took)
+		if a.log.Enabled(g.Request.Context(), slog.LevelDebug) {
+			a.log.Debug("request", "request", c.id, "method", g.Request.Method, "route", g.FullPath(), "status", g.Writer.Status(),
+				"errcode", c.errcode, "user", c.userID(), "took", took)
+		}
 	}()
 	if g.Request.Method == http.MethodOptions {
 		g.Status(http.StatusNoContent)
