@@ -176,6 +176,9 @@ func (a *api) leaveRoom(c *call) error {
 	if err := c.decodeOptional(&r); err != nil {
 		return err
 	}
+	if err := a.mayLeave(c, id); err != nil {
+		return err
+	}
 	if err := a.Rooms.Leave(c.ctx(), room.MemberRequest{Room: id, Sender: c.userID(), Reason: r.Reason}); err != nil {
 		return err
 	}

@@ -70,6 +70,7 @@ func (a *api) routes() []route {
 		a.searchRoutes(),
 		a.directoryRoutes(),
 		a.reportRoutes(),
+		a.noticeRoutes(),
 	} {
 		all = append(all, module...)
 	}
