@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"strconv"
 	"unicode/utf8"
 
 	"github.com/go-json-experiment/json"
@@ -135,13 +136,18 @@ func (c *call) replyStatus(status int, v any) error {
 	if err != nil {
 		return err
 	}
-	c.Data(status, "application/json", b)
-	return nil
+	return c.write(status, b)
 }
 
 // replyJSON answers 200 with JSON that is ready.
 func (c *call) replyJSON(b []byte) error {
-	c.Data(http.StatusOK, "application/json", b)
+	return c.write(http.StatusOK, b)
+}
+
+// write says how long the answer is, so that a long one is not sent in chunks.
+func (c *call) write(status int, b []byte) error {
+	c.Header("Content-Length", strconv.Itoa(len(b)))
+	c.Data(status, "application/json", b)
 	return nil
 }
 

@@ -40,7 +40,7 @@ func ask(h http.Handler, method, path, body string, header ...string) *httptest.
 	return w
 }
 
-func errcode(t *testing.T, w *httptest.ResponseRecorder) string {
+func errcode(t testing.TB, w *httptest.ResponseRecorder) string {
 	t.Helper()
 	var e struct {
 		Code    string `json:"errcode"`

@@ -24,14 +24,14 @@ import (
 
 // world is a whole server of the name "test" without its network.
 type world struct {
-	t       *testing.T
+	t       testing.TB
 	api     *api
 	handler http.Handler
 	db      *storage.DB
 	users   *user.Users
 }
 
-func newWorld(t *testing.T, cfg Config) *world {
+func newWorld(t testing.TB, cfg Config) *world {
 	t.Helper()
 	const name = matrix.ServerName("test")
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
