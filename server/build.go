@@ -41,6 +41,7 @@ type house struct {
 	media  *media.Repository
 	rooms  *room.Service
 	sync   *syncer.Service
+	sender *federation.Sender
 
 	api        http.Handler
 	federation http.Handler
@@ -88,6 +89,7 @@ func build(ctx context.Context, cfg *Config, log *slog.Logger) (h *house, err er
 	if err != nil {
 		return nil, err
 	}
+	h.closers = append(h.closers, func() error { h.client.Close(); return nil })
 	outside := federation.NewGuardedClient(guard, nil, 30*time.Second)
 
 	h.users = user.New(user.Options{Config: cfg.Users, ServerName: server, DB: h.db, Remote: h.client, Log: log})
@@ -98,8 +100,11 @@ func build(ctx context.Context, cfg *Config, log *slog.Logger) (h *house, err er
 	h.rooms = room.New(room.Options{Config: cfg.Rooms, ServerName: server, DB: h.db, Key: key, Keys: h.client, Remote: h.client,
 		Profile: h.profile, Log: log})
 	h.closers = append(h.closers, h.rooms.Close)
-	h.sync = syncer.New(syncer.Options{Config: cfg.Sync, ServerName: server, DB: h.db, Log: log})
+	h.sender = federation.NewSender(h.client, h.rooms)
+	h.sync = syncer.New(syncer.Options{Config: cfg.Sync, ServerName: server, DB: h.db, OnEDU: h.sender.SendEDU, Log: log})
 	h.closers = append(h.closers, h.sync.Close)
+	h.federation = federation.NewHandler(federation.HandlerOptions{Client: h.client, Sender: h.sender, Rooms: h.rooms, Users: h.users,
+		Keys: h.keys, Media: h.media, Sync: h.sync, Version: version()})
 	h.api, err = api.New(cfg.ClientAPI, api.Deps{ServerName: server, Users: h.users, Keys: h.keys, Push: h.push, Media: h.media,
 		Rooms: h.rooms, Sync: h.sync, DB: h.db, DefaultRoomVersion: cfg.Rooms.DefaultVersion, Log: log, Metrics: h.registry})
 	return h, err
@@ -131,6 +136,7 @@ func (h *house) background() []worker {
 		{"push", h.push.Run},
 		{"media", h.media.Run},
 		{"sync", h.sync.Run},
+		{"federation", h.sender.Run},
 	}
 }
 
