@@ -73,8 +73,21 @@ func (a *api) joinRoom(c *call) error {
 	if err != nil {
 		return err
 	}
+	before, err := a.Rooms.Membership(c.ctx(), r.Room, r.User)
+	if err != nil {
+		return err
+	}
 	id, err := a.Rooms.Join(c.ctx(), r)
-	return c.answer(map[string]matrix.RoomID{"room_id": id}, err)
+	if err != nil {
+		return err
+	}
+	// Who comes for the first time finds the settings of the room that this one replaces.
+	if before.Num == 0 || before.Membership == matrix.Invite {
+		if from := a.predecessor(c, id); from != "" {
+			a.follow(c, r.User, from, id)
+		}
+	}
+	return c.reply(map[string]matrix.RoomID{"room_id": id})
 }
 
 func (a *api) knockRoom(c *call) error {

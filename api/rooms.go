@@ -1,6 +1,7 @@
 package api
 
 import (
+	"encoding/json"
 	"errors"
 
 	"parley.im/parley/server/matrix"
@@ -47,7 +48,49 @@ func (a *api) upgradeRoom(c *call) error {
 	}
 	r.Room, r.User = id, c.userID()
 	replacement, err := a.Rooms.Upgrade(c.ctx(), r)
-	return c.answer(map[string]matrix.RoomID{"replacement_room": replacement}, err)
+	if err != nil {
+		return err
+	}
+	a.replaced(c, id, replacement)
+	return c.reply(map[string]matrix.RoomID{"replacement_room": replacement})
+}
+
+// replaced takes the tags and push rules of our users in an old room over to the one that replaces it.
+func (a *api) replaced(c *call, from, to matrix.RoomID) {
+	old, err := a.Rooms.Room(c.ctx(), from)
+	if err != nil {
+		a.log.Warn("settings do not follow to the new room", "request", c.id, "room", to, "err", err)
+		return
+	}
+	for u := range old.Snapshot().Local {
+		a.follow(c, u, from, to)
+	}
+}
+
+// follow is replaced for one user. What does not work is logged: the room has been replaced all the same.
+func (a *api) follow(c *call, u matrix.UserID, from, to matrix.RoomID) {
+	err := errors.Join(a.Users.CopyRoomAccountData(c.ctx(), u, from, to), a.Push.CopyRoomRules(c.ctx(), u, from, to))
+	if err != nil {
+		a.log.Warn("settings do not follow to the new room", "request", c.id, "user", u, "room", to, "err", err)
+	}
+}
+
+// predecessor is the room that a room says it replaces; "" if none.
+func (a *api) predecessor(c *call, id matrix.RoomID) matrix.RoomID {
+	r, err := a.Rooms.Room(c.ctx(), id)
+	if err != nil || r.Snapshot().Create == nil {
+		return ""
+	}
+	var content struct {
+		Predecessor struct {
+			RoomID matrix.RoomID `json:"room_id"`
+		} `json:"predecessor"`
+	}
+	// What does not fit was written by another server and names no room.
+	if json.Unmarshal(r.Snapshot().Create.Content(), &content) != nil {
+		return ""
+	}
+	return content.Predecessor.RoomID
 }
 
 func (a *api) joinedRooms(c *call) error {

@@ -1,6 +1,8 @@
 package api
 
 import (
+	"encoding/json"
+
 	"parley.im/parley/server/matrix"
 	"parley.im/parley/server/room"
 )
@@ -82,10 +84,25 @@ func (a *api) setState(c *call) error {
 	if err != nil {
 		return err
 	}
-	key := c.Param("stateKey")
-	return c.sent(a.Rooms.Send(c.ctx(), room.SendRequest{
-		Room: id, Sender: c.userID(), Type: c.Param("eventType"), StateKey: &key, Content: content,
-	}))
+	typ, key := c.Param("eventType"), c.Param("stateKey")
+	event, err := a.Rooms.Send(c.ctx(), room.SendRequest{Room: id, Sender: c.userID(), Type: typ, StateKey: &key, Content: content})
+	if err == nil && typ == matrix.TypeTombstone && key == "" {
+		a.tombstoned(c, id, content)
+	}
+	return c.sent(event, err)
+}
+
+// tombstoned is an upgrade that a client makes by itself.
+func (a *api) tombstoned(c *call, id matrix.RoomID, content []byte) {
+	var tombstone struct {
+		Replacement string `json:"replacement_room"`
+	}
+	if json.Unmarshal(content, &tombstone) != nil {
+		return
+	}
+	if to, err := matrix.ParseRoomID(tombstone.Replacement); err == nil && a.predecessor(c, to) == id {
+		a.replaced(c, id, to)
+	}
 }
 
 // A suspended account may still take back what it has said itself.
