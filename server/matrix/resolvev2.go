@@ -339,11 +339,12 @@ func (s *resolver) splitPowerEvents(full []int32) (power, rest []int32) {
 	return power, rest
 }
 
-// isPowerEvent: power levels, join rules, and members who were kicked or banned by another.
+// isPowerEvent: power levels, join rules, and members who were kicked or banned by another. Of the first two it is, as
+// on all servers, those that take effect, with an empty state key.
 func isPowerEvent(e *Event) bool {
 	switch e.typ {
 	case TypePowerLevels, TypeJoinRules:
-		return true
+		return e.stateKey == ""
 	case TypeMember:
 		return (e.membership == Leave || e.membership == Ban) && e.stateKey != string(e.sender)
 	}
