@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"strconv"
+	"time"
 	"unicode/utf8"
 
 	"github.com/go-json-experiment/json"
@@ -15,6 +16,9 @@ import (
 	"parley.im/parley/server/matrix"
 )
 
+// bodyTimeout is how long a client may take to send a JSON body.
+const bodyTimeout = time.Minute
+
 // body reads the whole body up to the route's limit. More is M_TOO_LARGE.
 func (c *call) body() ([]byte, error) {
 	limit := c.route.maxBody
@@ -23,6 +27,15 @@ func (c *call) body() ([]byte, error) {
 	}
 	if c.Request.ContentLength > limit {
 		return nil, matrix.TooLarge("the body is larger than %d bytes", limit)
+	}
+	if c.Request.ContentLength == 0 {
+		return nil, nil
+	}
+	// Who sends slowly must not hold a request open for ever. What cannot set a deadline is no network connection. The
+	// deadline has to go again: it would break off a handler that waits.
+	slow := http.NewResponseController(c.Writer)
+	if slow.SetReadDeadline(time.Now().Add(bodyTimeout)) == nil {
+		defer slow.SetReadDeadline(time.Time{})
 	}
 	b, err := io.ReadAll(http.MaxBytesReader(c.Writer, c.Request.Body, limit))
 	var tooLarge *http.MaxBytesError

@@ -343,3 +343,23 @@ func TestShutdownEndsWaitingRequests(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// Bodies have a time limit, which the response writer of this router lets us set.
+func TestBodiesHaveADeadline(t *testing.T) {
+	h := frame(t, DefaultConfig(), Deps{}, route{method: post, path: "/x", auth: anybody, handle: func(c *call) error {
+		if _, err := c.object(); err != nil {
+			return err
+		}
+		if err := http.NewResponseController(c.Writer).SetReadDeadline(time.Time{}); err != nil {
+			t.Errorf("no deadline can be set here: %v", err)
+		}
+		return c.done()
+	}})
+	server := httptest.NewServer(h)
+	defer server.Close()
+	answer, err := http.Post(server.URL+"/x", "application/json", strings.NewReader("{}"))
+	if err != nil || answer.StatusCode != 200 {
+		t.Fatalf("got %v, %v", answer, err)
+	}
+	answer.Body.Close()
+}

@@ -72,7 +72,7 @@ func (a *api) noticeSender(c *call) (matrix.UserID, error) {
 	if exists, err := a.Users.Exists(c.ctx(), id); err != nil || exists {
 		return id, err
 	}
-	_, err = a.Users.Create(c.ctx(), user.NewAccount{Localpart: noticeName, DisplayName: "Server notices"})
+	_, err = a.Users.Create(c.ctx(), user.NewAccount{Localpart: noticeName, DisplayName: "Server notices", OfServer: true})
 	if matrix.ErrorCode(err) == "M_USER_IN_USE" {
 		err = nil // somebody was faster
 	}

@@ -194,11 +194,16 @@ type NewAccount struct {
 	Password    string // "": cannot log in with a password
 	Admin       bool
 	DisplayName string
+	// OfServer allows a name with a leading "_", which nobody can register: users that speak for the server itself.
+	OfServer bool
 }
 
 // Create makes an account without asking anybody. Errors as Register.
 func (u *Users) Create(ctx context.Context, a NewAccount) (matrix.UserID, error) {
 	user, err := u.username(a.Localpart)
+	if a.OfServer {
+		user, err = matrix.NewUserID(a.Localpart, u.server)
+	}
 	if err == nil {
 		err = u.free(ctx, user)
 	}
