@@ -8,6 +8,7 @@ type cache[K comparable, V any] struct {
 	mu         sync.Mutex
 	young, old map[K]cached[V]
 	used, max  int // bytes of the young generation; of both
+	epoch      int64
 }
 
 type cached[V any] struct {
@@ -32,19 +33,44 @@ func (c *cache[K, V]) get(key K) (V, bool) {
 	return v.value, ok
 }
 
-// put adds a value of about size bytes, or puts it in place of an older one.
+// now is to be asked before a read from the database, for putAt after it.
+func (c *cache[K, V]) now() int64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.epoch
+}
+
+// putAt adds what was read from the database, unless something was replaced since: it might be the old value of that.
+func (c *cache[K, V]) putAt(epoch int64, key K, value V, size int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.epoch == epoch {
+		c.add(key, cached[V]{value, size + 64})
+	}
+}
+
+// put adds a new value of about size bytes, which never had another one before.
 func (c *cache[K, V]) put(key K, value V, size int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.add(key, cached[V]{value, size + 64})
 }
 
-func (c *cache[K, V]) drop(key K) {
+// replace puts a value in place of an older one.
+func (c *cache[K, V]) replace(key K, value V, size int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.used -= c.young[key].size
-	delete(c.young, key)
+	c.epoch++
 	delete(c.old, key)
+	c.add(key, cached[V]{value, size + 64})
+}
+
+// clear forgets everything, because it may have changed elsewhere.
+func (c *cache[K, V]) clear() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.epoch++
+	c.young, c.old, c.used = map[K]cached[V]{}, nil, 0
 }
 
 func (c *cache[K, V]) add(key K, v cached[V]) {

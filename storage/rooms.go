@@ -1,7 +1,14 @@
 package storage
 
 import (
+	"context"
+	"database/sql"
+	"encoding/binary"
 	"encoding/json"
+	"errors"
+	"fmt"
+
+	"gorm.io/gorm"
 
 	"parley.im/parley/server/matrix"
 )
@@ -33,6 +40,97 @@ type Room struct {
 	Flags RoomFlags
 }
 
+// RoomByID reads a room; ErrNotFound if this server does not know it.
+func (db *DB) RoomByID(ctx context.Context, id matrix.RoomID) (Room, error) {
+	return db.readRoom(db.Read(ctx), "room_id = ?", string(id))
+}
+
+func (db *DB) readRoom(read *gorm.DB, where string, arg any) (Room, error) {
+	var r Room
+	var id, version string
+	var tip, root []byte
+	err := read.Raw("SELECT num, room_id, version, seq, pos, tip, root, depth, flags FROM rooms WHERE "+where, arg).Row().
+		Scan(&r.Num, &id, &version, &r.Seq, &r.Pos, &tip, &root, &r.Depth, &r.Flags)
+	if errors.Is(err, sql.ErrNoRows) {
+		return r, ErrNotFound
+	}
+	if err == nil {
+		r.Root, err = ParseStateRoot(root)
+	}
+	if err != nil {
+		return r, fmt.Errorf("read room: %w", err)
+	}
+	r.ID, r.Version = matrix.RoomID(id), matrix.LookupRoomVersion(version)
+	if r.Version == nil {
+		return r, fmt.Errorf("room %s has the unknown version %q", id, version)
+	}
+	for len(tip) > 0 {
+		num, n := binary.Uvarint(tip)
+		if n <= 0 {
+			return r, fmt.Errorf("room %s: damaged tip", id)
+		}
+		r.Tip, tip = append(r.Tip, int64(num)), tip[n:]
+	}
+	return r, nil
+}
+
+func encodeTip(tip []int64) []byte {
+	b := make([]byte, 0, 4*len(tip))
+	for _, num := range tip {
+		b = binary.AppendUvarint(b, uint64(num))
+	}
+	return b
+}
+
+func (db *DB) roomName(ctx context.Context, num int64) (*roomName, error) {
+	if n, ok := db.roomNames.get(num); ok {
+		return n, nil
+	}
+	r, err := db.readRoom(db.Read(ctx), "num = ?", num)
+	if err != nil {
+		return nil, err
+	}
+	n := &roomName{r.ID, r.Version}
+	db.roomNames.put(num, n, 100)
+	return n, nil
+}
+
+// RoomIDOf is the ID of the room with that number.
+func (db *DB) RoomIDOf(ctx context.Context, num int64) (matrix.RoomID, error) {
+	n, err := db.roomName(ctx, num)
+	if err != nil {
+		return "", err
+	}
+	return n.id, nil
+}
+
+// RoomIDs lists all rooms that this server is or was in, after the one given, in their order; at most limit.
+func (db *DB) RoomIDs(ctx context.Context, after matrix.RoomID, limit int) ([]matrix.RoomID, error) {
+	var ids []matrix.RoomID
+	err := db.Read(ctx).Raw("SELECT room_id FROM rooms WHERE room_id > ? AND pos > 0 ORDER BY room_id LIMIT ?", string(after), limit).Scan(&ids).Error
+	return ids, err
+}
+
+// RoomsChangedSince lists the rooms with events of a later position than pos.
+func (db *DB) RoomsChangedSince(ctx context.Context, pos int64) ([]matrix.RoomID, error) {
+	var ids []matrix.RoomID
+	err := db.Read(ctx).Raw("SELECT room_id FROM rooms WHERE pos > ?", pos).Scan(&ids).Error
+	return ids, err
+}
+
+// RootAt is the current state of a room as it was at a stream position, the empty state before its first event here.
+func (db *DB) RootAt(ctx context.Context, room, pos int64) (StateRoot, error) {
+	var root []byte
+	err := db.Read(ctx).Raw("SELECT root FROM room_states WHERE room = ? AND pos <= ? ORDER BY pos DESC LIMIT 1", room, pos).Row().Scan(&root)
+	if errors.Is(err, sql.ErrNoRows) {
+		return StateRoot{}, nil
+	}
+	if err != nil {
+		return StateRoot{}, fmt.Errorf("read state of room %d at %d: %w", room, pos, err)
+	}
+	return ParseStateRoot(root)
+}
+
 // Membership is how a user stands to a room.
 type Membership struct {
 	Room       matrix.RoomID
@@ -47,4 +145,98 @@ type Membership struct {
 	// Stripped is the stripped state that came with an invite or a knock into a room that this server is not in, a
 	// JSON array; else nil.
 	Stripped json.RawMessage
+}
+
+const membershipColumns = "r.room_id, m.room, m.user_id, m.membership, m.num, m.pos, m.forgotten, m.stripped FROM memberships m JOIN rooms r ON r.num = m.room "
+
+func (db *DB) queryMemberships(ctx context.Context, where string, args ...any) ([]Membership, error) {
+	rows, err := db.Read(ctx).Raw("SELECT "+membershipColumns+where, args...).Rows()
+	if err != nil {
+		return nil, fmt.Errorf("read memberships: %w", err)
+	}
+	defer rows.Close()
+	var all []Membership
+	for rows.Next() {
+		var m Membership
+		var room, user string
+		var stripped []byte
+		if err := rows.Scan(&room, &m.RoomNum, &user, &m.Membership, &m.Num, &m.Pos, &m.Forgotten, &stripped); err != nil {
+			return nil, fmt.Errorf("read memberships: %w", err)
+		}
+		m.Room, m.User, m.Stripped = matrix.RoomID(room), matrix.UserID(user), stripped
+		all = append(all, m)
+	}
+	return all, rows.Err()
+}
+
+// MembershipsOf lists the memberships of a user in all rooms that this server knows, forgotten ones included.
+func (db *DB) MembershipsOf(ctx context.Context, user matrix.UserID) ([]Membership, error) {
+	return db.queryMemberships(ctx, "WHERE m.user_id = ?", string(user))
+}
+
+// Membership reads how a user stands to a room; ErrNotFound if in no way.
+func (db *DB) Membership(ctx context.Context, room int64, user matrix.UserID) (Membership, error) {
+	all, err := db.queryMemberships(ctx, "WHERE m.room = ? AND m.server = ? AND m.user_id = ?", room, string(user.Server()), string(user))
+	if err == nil && len(all) == 0 {
+		err = ErrNotFound
+	}
+	if err != nil {
+		return Membership{}, err
+	}
+	return all[0], nil
+}
+
+// RoomMembers lists the members of a room with one membership; "" means all. With a server, only its users.
+func (db *DB) RoomMembers(ctx context.Context, room int64, server matrix.ServerName, membership string) ([]Membership, error) {
+	where, args := "WHERE m.room = ?", []any{room}
+	if server != "" {
+		where, args = where+" AND m.server = ?", append(args, string(server))
+	}
+	if membership != "" {
+		where, args = where+" AND m.membership = ?", append(args, membership)
+	}
+	return db.queryMemberships(ctx, where, args...)
+}
+
+// MemberCount counts the members of one server with one membership.
+type MemberCount struct {
+	Server     matrix.ServerName
+	Membership string
+	Count      int
+}
+
+// MemberCounts counts a room's members.
+func (db *DB) MemberCounts(ctx context.Context, room int64) ([]MemberCount, error) {
+	var counts []MemberCount
+	err := db.Read(ctx).Raw("SELECT server, membership, COUNT(*) AS count FROM memberships WHERE room = ? GROUP BY server, membership", room).Scan(&counts).Error
+	return counts, err
+}
+
+// RoomsOfServer lists the rooms in which users of a server are joined.
+func (db *DB) RoomsOfServer(ctx context.Context, server matrix.ServerName) ([]matrix.RoomID, error) {
+	var ids []matrix.RoomID
+	err := db.Read(ctx).Raw("SELECT r.room_id FROM rooms r WHERE EXISTS (SELECT 1 FROM memberships m WHERE m.room = r.num AND m.server = ? AND m.membership = 'join')", string(server)).Scan(&ids).Error
+	return ids, err
+}
+
+// UsersSharing lists those who are joined to a room in which user is joined, user included. With a server, only its users.
+func (db *DB) UsersSharing(ctx context.Context, user matrix.UserID, server matrix.ServerName) ([]matrix.UserID, error) {
+	query := `SELECT DISTINCT b.user_id FROM memberships a JOIN memberships b ON b.room = a.room
+		WHERE a.user_id = ? AND a.membership = 'join' AND b.membership = 'join'`
+	args := []any{string(user)}
+	if server != "" {
+		query, args = query+" AND b.server = ?", append(args, string(server))
+	}
+	var users []matrix.UserID
+	err := db.Read(ctx).Raw(query, args...).Scan(&users).Error
+	return users, err
+}
+
+// SetForgotten marks rooms as forgotten by their user.
+func (tx *Tx) SetForgotten(room int64, user matrix.UserID, forgotten bool) error {
+	value := 0
+	if forgotten {
+		value = 1
+	}
+	return tx.Exec("UPDATE memberships SET forgotten = ? WHERE room = ? AND server = ? AND user_id = ?", value, room, string(user.Server()), string(user)).Error
 }

@@ -239,7 +239,7 @@ func (db *DB) stateNodes(ctx context.Context, room int64, hashes []nodeHash, fre
 		at[h] = i
 		missing = append(missing, h[:])
 	}
-	for chunk := range slices.Chunk(missing, 200) {
+	for chunk := range slices.Chunk(missing, maxIn) {
 		if err := db.readNodes(ctx, room, chunk, func(h nodeHash, n *treeNode) { nodes[at[h]] = n }); err != nil {
 			return nil, fmt.Errorf("read nodes of room %d: %w", room, err)
 		}
@@ -253,7 +253,7 @@ func (db *DB) stateNodes(ctx context.Context, room int64, hashes []nodeHash, fre
 }
 
 func (db *DB) readNodes(ctx context.Context, room int64, hashes []any, found func(nodeHash, *treeNode)) error {
-	rows, err := db.Read(ctx).Raw("SELECT hash, node FROM state_nodes WHERE room = ? AND hash IN ?", room, hashes).Rows()
+	rows, err := db.Read(ctx).Raw("SELECT hash, node FROM state_nodes WHERE room = ? AND hash IN ?", room, padded(hashes)).Rows()
 	if err != nil {
 		return err
 	}
@@ -279,16 +279,9 @@ func (db *DB) readNodes(ctx context.Context, room int64, hashes []any, found fun
 
 // writeNodes stores nodes that are not stored yet.
 func (tx *Tx) writeNodes(room int64, nodes *StateNodes) error {
-	for start := 0; start < len(nodes.order); start += 100 {
-		end := min(start+100, len(nodes.order))
-		args := make([]any, 0, 3*(end-start))
-		for i := start; i < end; i++ {
-			args = append(args, room, nodes.order[i][:], nodes.bytes[i])
-		}
-		query := "INSERT INTO state_nodes (room, hash, node) VALUES " + placeholders(end-start, 3) + " ON CONFLICT DO NOTHING"
-		if err := tx.Exec(query, args...).Error; err != nil {
-			return fmt.Errorf("write state nodes: %w", err)
-		}
+	in := tx.inserter("state_nodes", "room, hash, node", " ON CONFLICT DO NOTHING")
+	for i, h := range nodes.order {
+		in.add(room, h[:], nodes.bytes[i])
 	}
-	return nil
+	return in.flush()
 }
