@@ -181,8 +181,8 @@ func (tx *Tx) insertEvents(appends []*RoomAppend) error {
 			if e.TxnID != "" {
 				txn = txnKey(e.Device, e.Type(), e.TxnID)
 			}
-			in.add(e.Num, orNull(e.Pos), a.Room.Num, e.Depth(), e.OriginServerTS(), string(e.ID()), e.Type(), stateKey, string(e.Sender()),
-				e.Flags, e.rootColumn(), orNull(string(e.RedactedBy)), txn, e.JSON())
+			in.add(e.Num, nullIfZero(e.Pos), a.Room.Num, e.Depth(), e.OriginServerTS(), string(e.ID()), e.Type(), stateKey, string(e.Sender()),
+				e.Flags, e.rootColumn(), nullIfZero(string(e.RedactedBy)), txn, e.JSON())
 		}
 	}
 	return in.flush()
@@ -195,7 +195,7 @@ func (e *Event) rootColumn() any {
 	return e.Before.Bytes()
 }
 
-func orNull[T comparable](v T) any {
+func nullIfZero[T comparable](v T) any {
 	var zero T
 	if v == zero {
 		return nil
@@ -207,7 +207,7 @@ func (tx *Tx) updateEvents(appends []*RoomAppend) error {
 	for _, a := range appends {
 		for _, e := range a.Updates {
 			err := tx.Exec("UPDATE events SET pos = ?, flags = ?, root = ?, redacted_by = ?, json = ? WHERE num = ?",
-				orNull(e.Pos), e.Flags, e.rootColumn(), orNull(string(e.RedactedBy)), e.JSON(), e.Num).Error
+				nullIfZero(e.Pos), e.Flags, e.rootColumn(), nullIfZero(string(e.RedactedBy)), e.JSON(), e.Num).Error
 			if err != nil {
 				return fmt.Errorf("update event: %w", err)
 			}

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 
 	"gorm.io/gorm"
 
@@ -22,6 +23,8 @@ const (
 	PartialState RoomFlags = 1 << iota
 	// HasMissing: some prev_events of its events are not here, so there is history to backfill.
 	HasMissing
+	// HasPendingRedactions: a redaction has come before the event that it redacts.
+	HasPendingRedactions
 )
 
 // Room is a room as it is stored.
@@ -239,4 +242,46 @@ func (tx *Tx) SetForgotten(room int64, user matrix.UserID, forgotten bool) error
 		value = 1
 	}
 	return tx.Exec("UPDATE memberships SET forgotten = ? WHERE room = ? AND server = ? AND user_id = ?", value, room, string(user.Server()), string(user)).Error
+}
+
+// PendingRedactions lists the redactions that came before the event they redact.
+func (db *DB) PendingRedactions(ctx context.Context, target matrix.EventID) ([]int64, error) {
+	var nums []int64
+	err := db.Read(ctx).Raw("SELECT num FROM pending_redactions WHERE target = ? ORDER BY num", string(target)).Scan(&nums).Error
+	return nums, err
+}
+
+// MissingPrevs lists the events that are missing before a place in a room's history, the latest first; at most limit.
+func (db *DB) MissingPrevs(ctx context.Context, room, depth int64, limit int) ([]MissingPrev, error) {
+	var found []MissingPrev
+	err := db.Read(ctx).Raw("SELECT event_id AS id, num, depth FROM missing_prev WHERE room = ? AND depth <= ? ORDER BY depth DESC LIMIT ?", room, depth, limit).Scan(&found).Error
+	return found, err
+}
+
+// Relations lists what relates to events of a room, as far as it is shown to clients.
+func (db *DB) Relations(ctx context.Context, room int64, parents []matrix.EventID) ([]Relation, error) {
+	var all []Relation
+	for chunk := range slices.Chunk(parents, maxIn) {
+		var some []Relation
+		err := db.Read(ctx).Raw("SELECT parent, num, rel_type, type, sender, depth FROM relations WHERE room = ? AND parent IN ?", room, padded(chunk)).Scan(&some).Error
+		if err != nil {
+			return nil, fmt.Errorf("read relations: %w", err)
+		}
+		all = append(all, some...)
+	}
+	return all, nil
+}
+
+// Thread is a thread by its root and the number of its newest reply.
+type Thread struct {
+	Root   matrix.EventID
+	Newest int64
+}
+
+// Threads lists the threads of a room whose newest reply has a lower number than before, the newest first.
+func (db *DB) Threads(ctx context.Context, room, before int64, limit int) ([]Thread, error) {
+	var threads []Thread
+	err := db.Read(ctx).Raw(`SELECT parent AS root, MAX(num) AS newest FROM relations WHERE room = ? AND rel_type = 'm.thread'
+		GROUP BY parent HAVING MAX(num) < ? ORDER BY MAX(num) DESC LIMIT ?`, room, before, limit).Scan(&threads).Error
+	return threads, err
 }

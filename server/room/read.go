@@ -1,24 +1,128 @@
 package room
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
+	"slices"
 
 	"parley.im/parley/server/matrix"
 	"parley.im/parley/storage"
 )
 
-// What these methods return is written for the reader: JSON of events in the client format, with bundled aggregations. All of them
-// check that the reader may see what is asked for; M_FORBIDDEN otherwise.
+// What these methods return is written for the reader: JSON of events in the client format, with bundled aggregations. All of
+// them check that the reader may see what is asked for; M_FORBIDDEN otherwise.
+
+// access is what a user may read of a room.
+type access struct {
+	room   *Room
+	snap   *Snapshot
+	viewer *viewer
+	// root is the state that the user may see: the current one, or that when the user left.
+	root storage.StateRoot
+	// until is the last stream position that the user may look at.
+	until int64
+}
+
+// access finds out what a user may read: members all that their history visibility allows, former members what was when they left, others only
+// rooms that are world-readable now. M_FORBIDDEN otherwise.
+func (s *Service) access(ctx context.Context, room matrix.RoomID, user matrix.UserID) (*access, error) {
+	r, err := s.Room(ctx, room)
+	if errors.Is(err, errNoRoom) {
+		return nil, matrix.Forbidden("you are not in this room")
+	}
+	if err != nil {
+		return nil, err
+	}
+	a := &access{room: r, snap: r.Snapshot()}
+	a.root, a.until = a.snap.Root, a.snap.Pos
+	if a.viewer, err = s.viewer(ctx, user, r.Num, room); err != nil {
+		return nil, err
+	}
+	if a.viewer.joinedNow || a.snap.HistoryVisibility == visibilityWorldReadable && a.snap.Create != nil {
+		return a, nil
+	}
+	if a.viewer.joinedUntil > 0 {
+		m, err := s.Membership(ctx, room, user)
+		if err != nil {
+			return nil, err
+		}
+		if !m.Forgotten {
+			a.until = a.viewer.joinedUntil
+			a.root, err = s.RootAt(ctx, room, a.until)
+			return a, err
+		}
+	}
+	return nil, matrix.Forbidden("you are not in this room")
+}
 
 // State is GET /rooms/{room}/state: the current state, or the state as the user left it. A JSON array.
 func (s *Service) State(ctx context.Context, room matrix.RoomID, r Reader) (json.RawMessage, error) {
-	return nil, errNotYet
+	a, err := s.access(ctx, room, r.User)
+	if err != nil {
+		return nil, err
+	}
+	events, err := s.StateEvents(ctx, room, a.root, storage.AllState)
+	if err != nil {
+		return nil, err
+	}
+	written, err := s.stateClients(ctx, events)
+	if err != nil {
+		return nil, err
+	}
+	return joinArray(written), nil
+}
+
+// stateClients writes state events as they are in a list of state: without what depends on the reader.
+func (s *Service) stateClients(ctx context.Context, events []*storage.Event) ([]json.RawMessage, error) {
+	all := make([]json.RawMessage, len(events))
+	for i, e := range events {
+		o := matrix.ClientOptions{HasAge: true, AgeMS: s.o.Now().UnixMilli() - e.OriginServerTS()}
+		if err := s.unsigned(ctx, &o, e, nil); err != nil {
+			return nil, err
+		}
+		all[i] = e.AppendClient(make([]byte, 0, len(e.JSON())), &o)
+	}
+	return all, nil
+}
+
+func joinArray(items []json.RawMessage) json.RawMessage {
+	size := 2
+	for _, item := range items {
+		size += len(item) + 1
+	}
+	b := append(make([]byte, 0, size), '[')
+	for i, item := range items {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = append(b, item...)
+	}
+	return append(b, ']')
 }
 
 // StateEvent is GET /rooms/{room}/state/{type}/{key}: the content, or with wholeEvent the event. M_NOT_FOUND if there is none.
 func (s *Service) StateEvent(ctx context.Context, room matrix.RoomID, r Reader, typ, stateKey string, wholeEvent bool) (json.RawMessage, error) {
-	return nil, errNotYet
+	a, err := s.access(ctx, room, r.User)
+	if err != nil {
+		return nil, err
+	}
+	e, err := s.stateEvent(ctx, a.room.Num, a.root, typ, stateKey, nil)
+	if err != nil {
+		return nil, err
+	}
+	if e == nil {
+		return nil, matrix.NotFound("the room has no such state")
+	}
+	if !wholeEvent {
+		return e.Content(), nil
+	}
+	written, err := s.stateClients(ctx, []*storage.Event{e})
+	if err != nil {
+		return nil, err
+	}
+	return written[0], nil
 }
 
 // MembersRequest is GET /rooms/{room}/members.
@@ -31,12 +135,46 @@ type MembersRequest struct {
 
 // Members gives the {"chunk": …} of member events.
 func (s *Service) Members(ctx context.Context, room matrix.RoomID, r Reader, q MembersRequest) (json.RawMessage, error) {
-	return nil, errNotYet
+	a, err := s.access(ctx, room, r.User)
+	if err != nil {
+		return nil, err
+	}
+	root, err := s.rootOfToken(ctx, a, q.At)
+	if err != nil {
+		return nil, err
+	}
+	members, err := s.StateEvents(ctx, room, root, storage.MembersState)
+	if err != nil {
+		return nil, err
+	}
+	members = slices.DeleteFunc(members, func(e *storage.Event) bool {
+		m := e.Membership()
+		return q.Membership != "" && m != q.Membership || q.NotMembership != "" && m == q.NotMembership
+	})
+	written, err := s.stateClients(ctx, members)
+	if err != nil {
+		return nil, err
+	}
+	return slices.Concat(json.RawMessage(`{"chunk":`), joinArray(written), json.RawMessage(`}`)), nil
 }
 
-// JoinedMembers is GET /rooms/{room}/joined_members, by user.
-func (s *Service) JoinedMembers(ctx context.Context, room matrix.RoomID, user matrix.UserID) (map[matrix.UserID]JoinedMember, error) {
-	return nil, errNotYet
+// rootOfToken is the state at a token, but none later than the reader may see.
+func (s *Service) rootOfToken(ctx context.Context, a *access, token string) (storage.StateRoot, error) {
+	if token == "" {
+		return a.root, nil
+	}
+	at, pos, err := parseToken(token)
+	if err != nil {
+		return a.root, err
+	}
+	if at == nil {
+		return s.RootAt(ctx, a.room.ID, min(pos, a.until))
+	}
+	events, err := s.o.DB.EventsBefore(ctx, a.room.Num, storage.Place(*at), 1)
+	if err != nil || len(events) == 0 || events[0].Pos > a.until {
+		return a.root, err
+	}
+	return s.after(ctx, events[0], nil)
 }
 
 // JoinedMember is a member as joined_members has it.
@@ -45,9 +183,32 @@ type JoinedMember struct {
 	AvatarURL   *string `json:"avatar_url"`
 }
 
-// JoinedRooms lists the rooms that a user of this server is joined to.
-func (s *Service) JoinedRooms(ctx context.Context, user matrix.UserID) ([]matrix.RoomID, error) {
-	return nil, errNotYet
+// JoinedMembers is GET /rooms/{room}/joined_members, by user. Only for who is in the room.
+func (s *Service) JoinedMembers(ctx context.Context, room matrix.RoomID, user matrix.UserID) (map[matrix.UserID]JoinedMember, error) {
+	a, err := s.access(ctx, room, user)
+	if err != nil {
+		return nil, err
+	}
+	if !a.viewer.joinedNow {
+		return nil, matrix.Forbidden("you are not in this room")
+	}
+	events, err := s.StateEvents(ctx, room, a.root, storage.MembersState)
+	if err != nil {
+		return nil, err
+	}
+	joined := map[matrix.UserID]JoinedMember{}
+	for _, e := range events {
+		if e.Membership() != matrix.Join {
+			continue
+		}
+		var content map[string]json.RawMessage
+		var m JoinedMember
+		_ = json.Unmarshal(e.Content(), &content) // an event's content is always an object
+		_ = json.Unmarshal(content["displayname"], &m.DisplayName)
+		_ = json.Unmarshal(content["avatar_url"], &m.AvatarURL)
+		joined[matrix.UserID(stateKey(e.Event))] = m
+	}
+	return joined, nil
 }
 
 // EventFilter chooses events of rooms. A nil list wants all, an empty one none; '*' in types stands for any text.
@@ -68,116 +229,97 @@ type EventFilter struct {
 	RelatedBySenders          []matrix.UserID `json:"related_by_senders"`
 }
 
-// Allows reports whether the filter lets an event through; what it says of limits, rooms and relations is not looked at. nil lets all.
-func (f *EventFilter) Allows(e *matrix.Event) bool { return true }
-
-// Chunk is a page of events.
-type Chunk struct {
-	Start string            `json:"start,omitempty"`
-	End   string            `json:"end,omitempty"` // "" at the end
-	Chunk []json.RawMessage `json:"chunk"`
-	State []json.RawMessage `json:"state,omitempty"`
+// Allows reports whether the filter lets an event through; what it says of limits, rooms and relations is not looked at. nil lets
+// all.
+func (f *EventFilter) Allows(e *matrix.Event) bool {
+	if f == nil {
+		return true
+	}
+	matches := func(globs []string) bool {
+		return slices.ContainsFunc(globs, func(g string) bool { return g == e.Type() || matchGlob(g, e.Type()) })
+	}
+	switch {
+	case f.Types != nil && !matches(f.Types), matches(f.NotTypes):
+		return false
+	case f.Senders != nil && !slices.Contains(f.Senders, e.Sender()), slices.Contains(f.NotSenders, e.Sender()):
+		return false
+	case f.ContainsURL != nil:
+		return *f.ContainsURL == containsURL(e)
+	}
+	return true
 }
 
-// MessagesRequest is GET /rooms/{room}/messages.
-type MessagesRequest struct {
-	From, To string // tokens of /messages, /sync or /context; an empty From means the end the direction starts from
-	Forward  bool
-	Limit    int // at most 1000; 0 means 10
-	Filter   *EventFilter
-}
-
-// Messages pages through the timeline. History that this server lacks is asked of others, within a time limit.
-// Errors: M_INVALID_PARAM (token), M_FORBIDDEN.
-func (s *Service) Messages(ctx context.Context, room matrix.RoomID, r Reader, q MessagesRequest) (Chunk, error) {
-	return Chunk{}, errNotYet
-}
-
-// Context is the answer to GET /rooms/{room}/context/{event}.
-type Context struct {
-	Start        string            `json:"start"`
-	End          string            `json:"end"`
-	Event        json.RawMessage   `json:"event"`
-	EventsBefore []json.RawMessage `json:"events_before"`
-	EventsAfter  []json.RawMessage `json:"events_after"`
-	State        []json.RawMessage `json:"state"`
-}
-
-// Context gives an event with what was said around it. limit 0 means 10. M_NOT_FOUND if the reader may not see the event.
-func (s *Service) Context(ctx context.Context, room matrix.RoomID, r Reader, event matrix.EventID, limit int, filter *EventFilter) (Context, error) {
-	return Context{}, errNotYet
-}
-
-// Event is GET /rooms/{room}/event/{event}. M_NOT_FOUND if the reader may not see it.
-func (s *Service) Event(ctx context.Context, room matrix.RoomID, r Reader, event matrix.EventID) (json.RawMessage, error) {
-	return nil, errNotYet
+func containsURL(e *matrix.Event) bool {
+	if !bytes.Contains(e.Content(), []byte(`"url"`)) {
+		return false
+	}
+	var content map[string]json.RawMessage
+	url := ""
+	return json.Unmarshal(e.Content(), &content) == nil && json.Unmarshal(content["url"], &url) == nil
 }
 
 // VisibleEvent finds an event of a room that user may see; M_NOT_FOUND otherwise.
 func (s *Service) VisibleEvent(ctx context.Context, room matrix.RoomID, user matrix.UserID, event matrix.EventID) (*storage.Event, error) {
-	return nil, errNotYet
+	notFound := matrix.NotFound("there is no such event in this room, or you may not see it")
+	r, err := s.Room(ctx, room)
+	if errors.Is(err, errNoRoom) {
+		return nil, notFound
+	}
+	if err != nil {
+		return nil, err
+	}
+	e, err := s.o.DB.EventByID(ctx, event)
+	if errors.Is(err, storage.ErrNotFound) || err == nil && e.RoomNum != r.Num {
+		return nil, notFound
+	}
+	if err != nil {
+		return nil, err
+	}
+	v, err := s.viewer(ctx, user, r.Num, room)
+	if err != nil {
+		return nil, err
+	}
+	if ok, err := v.sees(ctx, e); err != nil || !ok {
+		return nil, errors.Join(err, firstError(err == nil, notFound))
+	}
+	return e, nil
 }
 
-// RelationsRequest is GET /rooms/{room}/relations/{event}/{relType}/{eventType}.
-type RelationsRequest struct {
-	Event     matrix.EventID
-	RelType   string // "" is any
-	EventType string // "" is any
-	From, To  string
-	Forward   bool
-	Limit     int // 0 means 50
-	Recurse   bool
+// firstError is err if the condition holds, else nil.
+func firstError(holds bool, err error) error {
+	if holds {
+		return err
+	}
+	return nil
 }
 
-// RelationsPage is the answer to GET …/relations.
-type RelationsPage struct {
-	Chunk          []json.RawMessage `json:"chunk"`
-	NextBatch      string            `json:"next_batch,omitempty"`
-	PrevBatch      string            `json:"prev_batch,omitempty"`
-	RecursionDepth int               `json:"recursion_depth,omitempty"`
+// Event is GET /rooms/{room}/event/{event}. M_NOT_FOUND if the reader may not see it.
+func (s *Service) Event(ctx context.Context, room matrix.RoomID, r Reader, event matrix.EventID) (json.RawMessage, error) {
+	e, err := s.VisibleEvent(ctx, room, r.User, event)
+	if err != nil {
+		return nil, err
+	}
+	return s.AppendClient(ctx, nil, e, r)
 }
 
-// Relations lists the events that relate to one. M_NOT_FOUND if the reader may not see it.
-func (s *Service) Relations(ctx context.Context, room matrix.RoomID, r Reader, q RelationsRequest) (RelationsPage, error) {
-	return RelationsPage{}, errNotYet
-}
-
-// Threads is GET /rooms/{room}/threads: thread roots, the thread with the newest reply first. participated keeps those that the user has
-// taken part in. limit 0 means 20.
-func (s *Service) Threads(ctx context.Context, room matrix.RoomID, r Reader, participated bool, from string, limit int) (RelationsPage, error) {
-	return RelationsPage{}, errNotYet
-}
-
-// TimestampToEvent finds the event closest to ts (milliseconds since 1970), at or after it, or with backwards at or before it, asking other servers
-// when this one has a gap there. M_NOT_FOUND if there is none.
+// TimestampToEvent finds the event closest to ts (milliseconds since 1970), at or after it, or with backwards at or before it,
+// asking other servers when this one has a gap there. M_NOT_FOUND if there is none.
 func (s *Service) TimestampToEvent(ctx context.Context, room matrix.RoomID, user matrix.UserID, ts int64, backwards bool) (TimestampToEventResponse, error) {
-	return TimestampToEventResponse{}, errNotYet
-}
-
-// SearchRequest is the room_events part of POST /search. Spec v1.19 client-server-api/#post_matrixclientv3search
-type SearchRequest struct {
-	SearchTerm   string         `json:"search_term"`
-	Keys         []string       `json:"keys"`
-	Filter       *EventFilter   `json:"filter"`
-	OrderBy      string         `json:"order_by"` // "rank" (default) or "recent"
-	EventContext *SearchContext `json:"event_context"`
-	IncludeState bool           `json:"include_state"`
-	Groupings    struct {
-		GroupBy []struct {
-			Key string `json:"key"`
-		} `json:"group_by"`
-	} `json:"groupings"`
-}
-
-// SearchContext says what to send along with a result.
-type SearchContext struct {
-	BeforeLimit    *int `json:"before_limit"`
-	AfterLimit     *int `json:"after_limit"`
-	IncludeProfile bool `json:"include_profile"`
-}
-
-// Search looks for words in the rooms that the reader is or was in, and gives the value of room_events. nextBatch is that of the page before,
-// "" for the first.
-func (s *Service) Search(ctx context.Context, r Reader, q SearchRequest, nextBatch string) (json.RawMessage, error) {
-	return nil, errNotYet
+	a, err := s.access(ctx, room, user)
+	if err != nil {
+		return TimestampToEventResponse{}, err
+	}
+	e, err := s.o.DB.EventNear(ctx, a.room.Num, ts, backwards)
+	if err != nil && !errors.Is(err, storage.ErrNotFound) {
+		return TimestampToEventResponse{}, err
+	}
+	if a.snap.row.Flags&storage.HasMissing != 0 {
+		if found, ok := s.remoteTimestampToEvent(ctx, a.room, ts, backwards, e); ok {
+			return found, nil
+		}
+	}
+	if e == nil || e.Pos > a.until {
+		return TimestampToEventResponse{}, matrix.NotFound("there is no event on that side of that time")
+	}
+	return TimestampToEventResponse{EventID: e.ID(), OriginServerTS: e.OriginServerTS()}, nil
 }

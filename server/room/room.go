@@ -24,6 +24,8 @@ import (
 	"encoding/json"
 	"errors"
 	"log/slog"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"parley.im/parley/server/matrix"
@@ -78,147 +80,51 @@ type Profile struct {
 // Service is the rooms of this server. Safe for concurrent use.
 type Service struct {
 	o Options
+
+	mu    sync.Mutex // guards rooms; taken before none
+	rooms map[matrix.RoomID]*Room
+	clock atomic.Int64 // counts uses of rooms
+	epoch atomic.Int64 // raised when a room is dropped from memory
+
+	writeMu sync.Mutex // guards the two below; taken before none
+	pending []*pending
+	writing bool // somebody will take what is pending
+
+	users    users
+	resolved resolved
+	related  related
+
+	stopListening func()
 }
 
 // New builds the rooms.
-func New(o Options) *Service { return &Service{o: o} }
+func New(o Options) *Service {
+	if o.Log == nil {
+		o.Log = slog.Default()
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	d := DefaultConfig()
+	if o.Config.DefaultVersion == "" {
+		o.Config.DefaultVersion = d.DefaultVersion
+	}
+	if o.Config.LoadedRooms <= 0 {
+		o.Config.LoadedRooms = d.LoadedRooms
+	}
+	if o.Config.Window <= 0 {
+		o.Config.Window = d.Window
+	}
+	if o.Config.MaxInvites <= 0 {
+		o.Config.MaxInvites = d.MaxInvites
+	}
+	s := &Service{o: o, rooms: map[matrix.RoomID]*Room{}}
+	s.users.rooms = map[matrix.UserID][]storage.Membership{}
+	return s
+}
 
 // Close waits for work in the background.
 func (s *Service) Close() error { return nil }
-
-// ---- rooms in memory
-
-// Room is a room that this server knows, in memory.
-type Room struct {
-	ID      matrix.RoomID
-	Version *matrix.RoomVersion
-	Num     int64 // the number of the room's row
-}
-
-// Room gives a room that this server knows, loading it if need be. A room that it only has an invite to is known, too:
-// Snapshot().Joined() tells. Errors: M_NOT_FOUND.
-func (s *Service) Room(ctx context.Context, id matrix.RoomID) (*Room, error) { return nil, errNotYet }
-
-// Snapshot is the room as of the newest commit. Never nil; it costs nothing.
-func (r *Room) Snapshot() *Snapshot { return nil }
-
-// Snapshot is a room at one stream position. It is immutable.
-type Snapshot struct {
-	// Pos is the stream position of the newest event of the timeline.
-	Pos int64
-	// Root is the current state.
-	Root storage.StateRoot
-	// Tip are the forward extremities; empty if we only know of the room.
-	Tip []*storage.Event
-	// Depth is the greatest depth in the tip.
-	Depth int64
-
-	// Decoded from the current state:
-
-	Create            *storage.Event // nil if we only know of the room
-	Power             *matrix.PowerLevels
-	JoinRule          string // matrix.JoinRuleInvite if there is none
-	HistoryVisibility string // "shared" if there is none
-	GuestAccess       bool
-	Encrypted         bool
-	RoomType          string // "m.space", or "" for an ordinary room
-	ACL               *ACL   // nil: all servers may take part
-
-	// Local are the joined users of this server, with their member events. It must not be written to.
-	Local map[matrix.UserID]*storage.Event
-	// Servers counts the joined users of each server. It must not be written to.
-	Servers map[matrix.ServerName]int
-	// Joined and Invited count members.
-	JoinedCount, InvitedCount int
-}
-
-// Joined reports whether this server takes part in the room, that is whether one of its users is joined.
-func (s *Snapshot) Joined() bool { return len(s.Local) > 0 }
-
-// ---- for syncer and federation: positions, states, windows
-
-// RoomsOf lists the rooms that a user of this server has a membership in, forgotten ones included, from memory. The slice
-// must not be written to.
-func (s *Service) RoomsOf(ctx context.Context, user matrix.UserID) ([]storage.Membership, error) {
-	return nil, errNotYet
-}
-
-// Membership is how a user stands to a room: "join" and so on, "leave" for who has never been there.
-func (s *Service) Membership(ctx context.Context, room matrix.RoomID, user matrix.UserID) (storage.Membership, error) {
-	return storage.Membership{}, errNotYet
-}
-
-// SharedRooms lists the rooms in which both are joined, of whom one is a user of this server.
-func (s *Service) SharedRooms(ctx context.Context, a, b matrix.UserID) ([]matrix.RoomID, error) {
-	return nil, errNotYet
-}
-
-// SharesRoom lists those who are joined to a room in which user is joined, user included: users of this server only, if localOnly.
-func (s *Service) SharesRoom(ctx context.Context, user matrix.UserID, localOnly bool) (map[matrix.UserID]bool, error) {
-	return nil, errNotYet
-}
-
-// Timeline is a stretch of a room's timeline, in stream order.
-type Timeline struct {
-	Events []*storage.Event
-	// Limited is set when there are more events between the positions asked for than were returned; the oldest are left out.
-	Limited bool
-}
-
-// Timeline gives the newest events of a room with from < position <= to, at most limit, oldest first. What is recent comes from
-// memory. It does not look at visibility: see [Service.VisibleTo].
-func (s *Service) Timeline(ctx context.Context, room matrix.RoomID, from, to int64, limit int) (Timeline, error) {
-	return Timeline{}, errNotYet
-}
-
-// RootAt is the room's current state as it was at a stream position; the zero root if the room was not there then.
-func (s *Service) RootAt(ctx context.Context, room matrix.RoomID, pos int64) (storage.StateRoot, error) {
-	return storage.StateRoot{}, errNotYet
-}
-
-// RootAfter is the state after an event: the state before it with the event itself.
-func (s *Service) RootAfter(ctx context.Context, e *storage.Event) (storage.StateRoot, error) {
-	return storage.StateRoot{}, errNotYet
-}
-
-// StateEvents lists a part of a state. The order means nothing.
-func (s *Service) StateEvents(ctx context.Context, room matrix.RoomID, root storage.StateRoot, part storage.StatePart) ([]*storage.Event, error) {
-	return nil, errNotYet
-}
-
-// StateAt looks up one event of a state; nil if there is none.
-func (s *Service) StateAt(ctx context.Context, room matrix.RoomID, root storage.StateRoot, typ, stateKey string) (*storage.Event, error) {
-	return nil, errNotYet
-}
-
-// StateDelta lists the events of state to that state from lacks. It reads only what differs.
-func (s *Service) StateDelta(ctx context.Context, room matrix.RoomID, from, to storage.StateRoot) ([]*storage.Event, error) {
-	return nil, errNotYet
-}
-
-// PrevToken is the token for GET /messages that goes on backwards from just before e.
-func PrevToken(e *storage.Event) string { return "" }
-
-// VisibleTo picks the events that user may see by the room's history visibility, in their order. Events of one room only.
-// Spec v1.19 client-server-api/#room-history-visibility
-func (s *Service) VisibleTo(ctx context.Context, user matrix.UserID, events []*storage.Event) ([]*storage.Event, error) {
-	return nil, errNotYet
-}
-
-// Reader is for whom an event is written.
-type Reader struct {
-	User   matrix.UserID
-	Device matrix.DeviceID // transaction IDs go to the device that sent the event
-	// OmitRoomID leaves out room_id, as in /sync.
-	OmitRoomID bool
-	Fields     *matrix.EventFields
-}
-
-// AppendClient appends the event as the reader gets it, with unsigned: age, transaction ID, previous content, the redaction,
-// and the bundled aggregations.
-func (s *Service) AppendClient(ctx context.Context, dst []byte, e *storage.Event, r Reader) ([]byte, error) {
-	return dst, errNotYet
-}
 
 // ---- for federation, inbound
 

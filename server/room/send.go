@@ -1,11 +1,15 @@
 package room
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
+	"slices"
 	"time"
 
 	"parley.im/parley/server/matrix"
+	"parley.im/parley/storage"
 )
 
 // SendRequest is an event that a user of this server sends.
@@ -25,15 +29,158 @@ type SendRequest struct {
 
 // Send builds, authorizes, signs and stores an event, and returns once it is durable. A state event that says what the
 // current one says already adds nothing, and the ID of the current one is returned.
-// Errors: M_FORBIDDEN with the rule, M_NOT_FOUND (room), M_TOO_LARGE, M_BAD_JSON, M_BAD_ALIAS and M_INVALID_PARAM (canonical alias),
-// M_DUPLICATE_ANNOTATION.
+// Errors: M_FORBIDDEN with the reason, M_NOT_FOUND (room), M_TOO_LARGE, M_BAD_JSON, M_BAD_ALIAS and M_INVALID_PARAM
+// (canonical alias, types that are not to be sent like this), M_DUPLICATE_ANNOTATION.
 func (s *Service) Send(ctx context.Context, r SendRequest) (matrix.EventID, error) {
-	return "", errNotYet
+	if err := s.checkSend(ctx, &r); err != nil {
+		return "", err
+	}
+	room, err := s.pin(ctx, r.Room)
+	if errors.Is(err, errNoRoom) {
+		return "", matrix.Forbidden("you are not in this room")
+	}
+	if err != nil {
+		return "", err
+	}
+	defer room.pins.Add(-1)
+	if id, err := s.sentBefore(ctx, room, &r); err != nil || id != "" {
+		return id, err
+	}
+	var id matrix.EventID
+	err = s.run(ctx, room, func(u *update) error {
+		var err error
+		id, err = u.send(&r)
+		return err
+	})
+	return id, err
 }
 
-// Redact redacts an event: PUT /rooms/{room}/redact/{event}/{txn}. Errors as Send.
-func (s *Service) Redact(ctx context.Context, r RedactRequest) (matrix.EventID, error) {
-	return "", errNotYet
+// sentBefore finds what was sent with the request's transaction ID; "" if nothing was.
+func (s *Service) sentBefore(ctx context.Context, room *Room, r *SendRequest) (matrix.EventID, error) {
+	if r.TxnID == "" {
+		return "", nil
+	}
+	id, err := s.o.DB.EventByTxn(ctx, room.Num, r.Sender, r.Device, r.Type, r.TxnID)
+	if errors.Is(err, storage.ErrNotFound) {
+		err = nil
+	}
+	return id, err
+}
+
+func (u *update) send(r *SendRequest) (matrix.EventID, error) {
+	txn := sentTxn{user: r.Sender, device: r.Device, typ: r.Type, id: r.TxnID}
+	if r.TxnID != "" {
+		if id, ok := findTxn(u.room.sent.list, &txn); ok {
+			return id, nil
+		}
+		if id, ok := findTxn(u.sent, &txn); ok {
+			return id, nil
+		}
+		if u.moved > 0 { // another process may just have sent it
+			if id, err := u.s.sentBefore(u.ctx, u.room, r); err != nil || id != "" {
+				return id, err
+			}
+		}
+	}
+	if r.StateKey != nil {
+		current, err := u.state(r.Type, *r.StateKey)
+		if err != nil {
+			return "", err
+		}
+		if current != nil && current.RedactedBy == "" && current.Sender() == r.Sender && sameJSON(current.Content(), r.Content) {
+			return current.ID(), nil
+		}
+	}
+	if err := u.checkAnnotation(r); err != nil {
+		return "", err
+	}
+	e, err := u.build(&matrix.Builder{Sender: r.Sender, Type: r.Type, StateKey: r.StateKey, Content: r.Content, Redacts: r.Redacts, Time: r.Time})
+	if err != nil {
+		return "", err
+	}
+	if err := u.allow(e); err != nil {
+		return "", err
+	}
+	stored, err := u.append(entry{event: e, before: u.snap.Root, device: r.Device, txnID: r.TxnID})
+	if err != nil {
+		return "", err
+	}
+	if r.TxnID != "" {
+		txn.event = stored.ID()
+		u.sent = append(u.sent, txn)
+	}
+	return stored.ID(), nil
+}
+
+// sameJSON compares canonical JSON with any other.
+func sameJSON(canonical, raw []byte) bool {
+	other, err := matrix.CanonicalJSON(nil, raw)
+	return err == nil && bytes.Equal(canonical, other)
+}
+
+// state looks up one event of the current state; nil if there is none.
+func (u *update) state(typ, key string) (*storage.Event, error) {
+	return u.s.stateEvent(u.ctx, u.room.Num, u.snap.Root, typ, key, u.fresh)
+}
+
+// build makes an event that follows on the tip: it sets the room, prev_events, auth_events, depth and, if it is zero, the time.
+func (u *update) build(b *matrix.Builder) (*matrix.Event, error) {
+	b.RoomID = u.room.ID
+	if b.Type == matrix.TypeCreate && u.room.Version.RoomIDIsCreateID {
+		b.RoomID = ""
+	}
+	if b.Time.IsZero() {
+		b.Time = u.s.o.Now()
+	}
+	if err := u.follow(b); err != nil {
+		return nil, err
+	}
+	for _, key := range b.AuthKeys(u.room.Version) {
+		e, err := u.state(key.Type, key.StateKey)
+		if err != nil {
+			return nil, err
+		}
+		if e != nil {
+			b.AuthEvents = append(b.AuthEvents, e.ID())
+		}
+	}
+	if u.room.Version.EventIDInEvent {
+		b.ReferenceHash = u.referenceHash
+	}
+	return b.Build(u.room.Version, u.s.o.ServerName, u.s.o.Key)
+}
+
+// follow sets the prev_events and the depth. A tip that is too wide for one event is first made narrower: see [Service.narrow].
+func (u *update) follow(b *matrix.Builder) error {
+	tip := u.snap.Tip
+	if len(tip) > matrix.MaxPrevEvents {
+		tip = slices.Clone(tip)
+		slices.SortFunc(tip, func(a, b *storage.Event) int { return int(b.Depth() - a.Depth()) })
+		tip = tip[:matrix.MaxPrevEvents]
+	}
+	b.PrevEvents = make([]matrix.EventID, len(tip))
+	for i, t := range tip {
+		b.PrevEvents[i] = t.ID()
+	}
+	b.Depth = u.snap.Depth + 1
+	return nil
+}
+
+func (u *update) referenceHash(id matrix.EventID) [32]byte {
+	e, err := u.known(id)
+	if err != nil || e == nil {
+		return [32]byte{} // cannot be: these are events of the tip and of the current state
+	}
+	return e.ReferenceHash()
+}
+
+// allow checks an event of ours against the current state.
+func (u *update) allow(e *matrix.Event) error {
+	err := u.s.authorize(u.ctx, u.room.Num, e, u.snap.Root, u.fresh)
+	if auth := (*matrix.AuthError)(nil); errors.As(err, &auth) {
+		return matrix.Forbidden("%s", auth.Reason)
+	}
+	return err
 }
 
 // RedactRequest asks for a redaction.
@@ -46,4 +193,57 @@ type RedactRequest struct {
 	TxnID  string
 	// Content holds further fields of the redaction's content; may be nil.
 	Content json.RawMessage
+}
+
+// Redact redacts an event: PUT /rooms/{room}/redact/{event}/{txn}. One may redact one's own events, and others' with the room's redact level.
+// Errors as Send, and M_NOT_FOUND (event).
+func (s *Service) Redact(ctx context.Context, r RedactRequest) (matrix.EventID, error) {
+	content, err := withFields(r.Content, map[string]any{"reason": r.Reason})
+	if err != nil {
+		return "", err
+	}
+	room, err := s.Room(ctx, r.Room)
+	if errors.Is(err, errNoRoom) {
+		return "", matrix.Forbidden("you are not in this room")
+	}
+	if err != nil {
+		return "", err
+	}
+	send := SendRequest{Room: r.Room, Sender: r.Sender, Type: matrix.TypeRedaction, Content: content, Redacts: r.Event, Device: r.Device, TxnID: r.TxnID}
+	if id, err := s.sentBefore(ctx, room, &send); err != nil || id != "" {
+		return id, err
+	}
+	target, err := s.o.DB.EventByID(ctx, r.Event)
+	if errors.Is(err, storage.ErrNotFound) || err == nil && target.RoomNum != room.Num {
+		return "", matrix.NotFound("there is no such event in this room")
+	}
+	if err != nil {
+		return "", err
+	}
+	snap := room.Snapshot()
+	if target.Sender() != r.Sender && snap.Power != nil && !snap.Power.CanRedact(r.Sender) {
+		return "", matrix.Forbidden("you may not redact the events of others in this room")
+	}
+	return s.Send(ctx, send)
+}
+
+// withFields returns a JSON object with further fields, those that are not the empty string; raw may be nil.
+func withFields(raw json.RawMessage, fields map[string]any) (json.RawMessage, error) {
+	all := map[string]json.RawMessage{}
+	if len(raw) > 0 {
+		if err := json.Unmarshal(raw, &all); err != nil || all == nil {
+			return nil, matrix.BadJSON("the content must be a JSON object")
+		}
+	}
+	for key, value := range fields {
+		if value == "" || value == nil {
+			continue
+		}
+		b, err := json.Marshal(value)
+		if err != nil {
+			return nil, err
+		}
+		all[key] = b
+	}
+	return json.Marshal(all)
 }

@@ -1,0 +1,273 @@
+package room
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"maps"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"parley.im/parley/server/matrix"
+	"parley.im/parley/storage"
+)
+
+// Room is a room that this server knows, in memory. Do not keep it: ask [Service.Room] each time, which costs a map lookup.
+type Room struct {
+	ID      matrix.RoomID
+	Version *matrix.RoomVersion
+	Num     int64 // the number of the room's row
+
+	snap atomic.Pointer[Snapshot]
+	pins atomic.Int32 // calls that keep it from being dropped; raised under Service.mu only
+	used atomic.Int64 // when it was asked for last, by Service.clock
+
+	mu    sync.Mutex // guards the two below
+	queue []*job     // functions that wait for their turn
+	busy  bool       // somebody runs functions
+
+	windowMu sync.Mutex // held while older events are read into the window
+
+	sent sentTxns // only for who runs functions
+}
+
+// Snapshot is the room as of the newest commit. Never nil; it costs nothing.
+func (r *Room) Snapshot() *Snapshot { return r.snap.Load() }
+
+// Snapshot is a room at one stream position. It is immutable.
+type Snapshot struct {
+	// Pos is the stream position of the newest event of the timeline.
+	Pos int64
+	// Root is the current state.
+	Root storage.StateRoot
+	// Tip are the forward extremities; empty if we only know of the room.
+	Tip []*storage.Event
+	// Depth is the greatest depth in the tip.
+	Depth int64
+
+	// Decoded from the current state:
+
+	Create            *storage.Event // nil if we only know of the room
+	Power             *matrix.PowerLevels
+	JoinRule          string // matrix.JoinRuleInvite if there is none
+	HistoryVisibility string // "shared" if there is none
+	GuestAccess       bool
+	Encrypted         bool
+	RoomType          string // "m.space", or "" for an ordinary room
+	ACL               *ACL   // nil: all servers may take part
+
+	// Local are the joined users of this server, with the numbers of their member events. It must not be written to.
+	Local map[matrix.UserID]int64
+	// Servers counts the joined users of each server. It must not be written to.
+	Servers map[matrix.ServerName]int
+	// JoinedCount and InvitedCount count members.
+	JoinedCount, InvitedCount int
+	// PartialState is set while the members of a room that we joined with the members left out are still being fetched.
+	PartialState bool
+
+	row    storage.Room
+	stored bool // the row is in the database
+
+	window window
+}
+
+// Joined reports whether this server takes part in the room, that is whether one of its users is joined.
+func (s *Snapshot) Joined() bool { return len(s.Local) > 0 }
+
+// Room gives a room that this server knows, loading it if need be. A room that it only has an invite to is known, too:
+// Snapshot().Joined() tells. Errors: M_NOT_FOUND.
+func (s *Service) Room(ctx context.Context, id matrix.RoomID) (*Room, error) {
+	r, err := s.pin(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	r.pins.Add(-1)
+	return r, nil
+}
+
+// pin is Room, and keeps the room in memory until pins is lowered.
+func (s *Service) pin(ctx context.Context, id matrix.RoomID) (*Room, error) {
+	if r := s.loaded(id); r != nil {
+		if !r.Snapshot().stored {
+			r.pins.Add(-1)
+			return nil, errNoRoom
+		}
+		return r, nil
+	}
+	for {
+		epoch := s.epoch.Load()
+		row, err := s.o.DB.RoomByID(ctx, id)
+		if errors.Is(err, storage.ErrNotFound) {
+			return nil, errNoRoom
+		}
+		if err != nil {
+			return nil, err
+		}
+		snap, err := s.load(ctx, row)
+		if err != nil {
+			return nil, err
+		}
+		if r := s.adopt(row, snap, epoch); r != nil {
+			return r, nil
+		}
+	}
+}
+
+var errNoRoom = matrix.NotFound("this server does not know that room")
+
+// loaded finds a room in memory and pins it.
+func (s *Service) loaded(id matrix.RoomID) *Room {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := s.rooms[id]
+	if r != nil {
+		r.pins.Add(1)
+		r.used.Store(s.clock.Add(1))
+	}
+	return r
+}
+
+// adopt puts a room that was read from the database into memory and pins it. It returns nil if what was read may be old: a room
+// was dropped from memory, thus perhaps changed, since epoch.
+func (s *Service) adopt(row storage.Room, snap *Snapshot, epoch int64) *Room {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := s.rooms[row.ID]
+	switch {
+	case r != nil:
+	case s.epoch.Load() != epoch:
+		return nil
+	default:
+		r = &Room{ID: row.ID, Version: row.Version, Num: row.Num}
+		r.snap.Store(snap)
+		s.makeSpace()
+		s.rooms[row.ID] = r
+	}
+	r.pins.Add(1)
+	r.used.Store(s.clock.Add(1))
+	return r
+}
+
+// makeSpace drops the rooms that were not asked for lately. s.mu is held.
+func (s *Service) makeSpace() {
+	if len(s.rooms) < s.o.Config.LoadedRooms {
+		return
+	}
+	all := slices.Collect(maps.Values(s.rooms))
+	slices.SortFunc(all, func(a, b *Room) int { return int(a.used.Load() - b.used.Load()) })
+	for _, r := range all[:len(all)/4] {
+		s.dropRoom(r)
+	}
+}
+
+// dropRoom takes a room out of memory if nobody works on it. s.mu is held.
+func (s *Service) dropRoom(r *Room) {
+	if r.pins.Load() == 0 {
+		delete(s.rooms, r.ID)
+		s.epoch.Add(1)
+	}
+}
+
+// load reads what a snapshot holds from the database.
+func (s *Service) load(ctx context.Context, row storage.Room) (*Snapshot, error) {
+	snap := &Snapshot{row: row, stored: true, Pos: row.Pos, Root: row.Root, Depth: row.Depth,
+		PartialState: row.Flags&storage.PartialState != 0,
+		Local:        map[matrix.UserID]int64{}, Servers: map[matrix.ServerName]int{}}
+	var err error
+	if snap.Tip, err = s.o.DB.Events(ctx, row.Tip); err != nil {
+		return nil, err
+	}
+	counts, err := s.o.DB.MemberCounts(ctx, row.Num)
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range counts {
+		switch c.Membership {
+		case matrix.Join:
+			snap.Servers[c.Server] = c.Count
+			snap.JoinedCount += c.Count
+		case matrix.Invite:
+			snap.InvitedCount += c.Count
+		}
+	}
+	local, err := s.o.DB.RoomMembers(ctx, row.Num, s.o.ServerName, matrix.Join)
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range local {
+		snap.Local[m.User] = m.Num
+	}
+	snap.window = window{from: row.Pos, rootsFrom: row.Pos, rootAtStart: row.Root}
+	return snap, s.decode(ctx, snap, nil)
+}
+
+// decode sets what a snapshot holds decoded of its current state.
+func (s *Service) decode(ctx context.Context, snap *Snapshot, fresh *staged) error {
+	get := func(typ string) (*storage.Event, error) {
+		return s.stateEvent(ctx, snap.row.Num, snap.Root, typ, "", fresh)
+	}
+	var err error
+	if snap.Create, err = get(matrix.TypeCreate); err != nil || snap.Create == nil {
+		return err
+	}
+	var create struct {
+		Type string `json:"type"`
+	}
+	_ = json.Unmarshal(snap.Create.Content(), &create) // anybody may write anything there
+	snap.RoomType = create.Type
+	power, err := get(matrix.TypePowerLevels)
+	if err != nil {
+		return err
+	}
+	snap.Power = matrix.PowerLevelsOf(snap.Create.Event, eventOf(power))
+	rules, err := get(matrix.TypeJoinRules)
+	if err != nil {
+		return err
+	}
+	snap.JoinRule = contentString(rules, "join_rule", matrix.JoinRuleInvite)
+	visibility, err := get(matrix.TypeHistoryVisibility)
+	if err != nil {
+		return err
+	}
+	snap.HistoryVisibility = historyVisibility(visibility)
+	guests, err := get(matrix.TypeGuestAccess)
+	if err != nil {
+		return err
+	}
+	snap.GuestAccess = contentString(guests, "guest_access", "") == "can_join"
+	encryption, err := get(matrix.TypeEncryption)
+	if err != nil {
+		return err
+	}
+	snap.Encrypted = encryption != nil
+	acl, err := get(matrix.TypeServerACL)
+	if err != nil {
+		return err
+	}
+	snap.ACL = nil
+	if acl != nil {
+		snap.ACL = parseACL(acl.Content())
+	}
+	return nil
+}
+
+func eventOf(e *storage.Event) *matrix.Event {
+	if e == nil {
+		return nil
+	}
+	return e.Event
+}
+
+// contentString is a string in the content of an event that may be nil.
+func contentString(e *storage.Event, key, otherwise string) string {
+	if e == nil {
+		return otherwise
+	}
+	var content map[string]json.RawMessage
+	var value string
+	if json.Unmarshal(e.Content(), &content) != nil || json.Unmarshal(content[key], &value) != nil || value == "" {
+		return otherwise
+	}
+	return value
+}

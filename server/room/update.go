@@ -1,0 +1,445 @@
+package room
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+
+	"parley.im/parley/server/matrix"
+	"parley.im/parley/storage"
+)
+
+// staged are nodes and events that are not in the database yet.
+type staged struct {
+	nodes  storage.StateNodes
+	events map[int64]*storage.Event
+	byID   map[matrix.EventID]*storage.Event
+}
+
+// update is a room as it shall be, for functions given to [Service.update]. It is valid only while the function runs.
+type update struct {
+	ctx   context.Context
+	s     *Service
+	room  *Room
+	snap  Snapshot // as of all that was added so far; its window is that of before
+	moved int      // how often the room has moved on under this function
+
+	fresh *staged
+	add   storage.RoomAppend
+	lives []*storage.Event // those of add.Events and add.Updates that enter the timeline
+	dirty bool
+	sent  []sentTxn
+}
+
+func newUpdate(ctx context.Context, s *Service, r *Room, moved int) *update {
+	u := &update{ctx: ctx, s: s, room: r, snap: *r.Snapshot(), moved: moved}
+	u.fresh = &staged{events: map[int64]*storage.Event{}, byID: map[matrix.EventID]*storage.Event{}}
+	u.add.OldRoot = u.snap.Root
+	u.add.Create = !u.snap.stored
+	u.add.Nodes = &u.fresh.nodes
+	return u
+}
+
+// entry is an event to be added to a room.
+type entry struct {
+	event *matrix.Event
+	// before is the state before the event, made of events that are stored or staged. Not looked at for outliers.
+	before storage.StateRoot
+	// flags: 0 for an event that enters the timeline.
+	flags storage.EventFlags
+	// history marks an event from before what we have (backfill): it gets no position and does not become part of the tip.
+	history bool
+	device  matrix.DeviceID
+	txnID   string
+}
+
+// append adds an event to the room. Whether it is allowed has been decided by the caller. An event that is here as an outlier is
+// taken over; one that is here otherwise is returned as it is.
+//
+// An entry without flags and history becomes part of the tip in place of its prev_events, and the current state becomes the
+// resolution of the states after the events of the tip.
+func (u *update) append(in entry) (*storage.Event, error) {
+	old, err := u.known(in.event.ID())
+	if err != nil {
+		return nil, err
+	}
+	if old != nil && (old.Flags&storage.Outlier == 0 || in.flags&storage.Outlier != 0) {
+		return old, nil
+	}
+	e := &storage.Event{Event: in.event, RoomNum: u.room.Num, Flags: in.flags, Device: in.device, TxnID: in.txnID}
+	if in.flags&storage.Outlier == 0 {
+		e.Before = in.before
+	}
+	live := in.flags == 0 && !in.history
+	if live {
+		e.Pos = storage.NewPos
+	}
+	if old != nil {
+		e.Num, e.RedactedBy = old.Num, old.RedactedBy
+		if e.RedactedBy != "" {
+			e.Event = old.Event
+		}
+	} else if e.Num, err = u.s.o.DB.EventNums(u.ctx, 1); err != nil {
+		return nil, err
+	}
+	if !e.Hidden() {
+		if err := u.gaps(e); err != nil {
+			return nil, err
+		}
+	}
+	u.stage(e, old == nil)
+	if live {
+		if err := u.advance(e); err != nil {
+			return nil, err
+		}
+		u.lives = append(u.lives, e)
+	}
+	if e.Flags&storage.Outlier == 0 && !live {
+		if _, err := u.after(e); err != nil { // so that its nodes are stored, as RootAfter promises
+			return nil, err
+		}
+	}
+	if old == nil {
+		u.add.Roots = append(u.add.Roots, u.snap.Root)
+	}
+	if e.Hidden() {
+		return e, nil
+	}
+	u.relate(e)
+	return e, u.redactions(e)
+}
+
+// restore takes back what was added since before was copied from u.
+func (u *update) restore(before update) {
+	// Nodes that nothing names do no harm.
+	fresh := u.fresh
+	*u = before
+	clear(fresh.events)
+	clear(fresh.byID)
+	for _, list := range [][]*storage.Event{u.add.Events, u.add.Updates} {
+		for _, e := range list {
+			fresh.events[e.Num], fresh.byID[e.ID()] = e, e
+		}
+	}
+}
+
+func (u *update) stage(e *storage.Event, isNew bool) {
+	if isNew {
+		u.add.Events = append(u.add.Events, e)
+	} else {
+		u.add.Updates = append(u.add.Updates, e)
+	}
+	u.fresh.events[e.Num] = e
+	u.fresh.byID[e.ID()] = e
+	u.dirty = true
+}
+
+// known finds an event that is stored or staged; nil if there is none.
+func (u *update) known(id matrix.EventID) (*storage.Event, error) {
+	if e := u.fresh.byID[id]; e != nil {
+		return e, nil
+	}
+	if !u.snap.stored && u.room.Version.RoomIDIsCreateID {
+		return nil, nil
+	}
+	e, err := u.s.o.DB.EventByID(u.ctx, id)
+	if errors.Is(err, storage.ErrNotFound) {
+		return nil, nil
+	}
+	if err == nil && e.RoomNum != u.room.Num {
+		err = fmt.Errorf("event %s belongs to another room", id)
+	}
+	return e, err
+}
+
+// advance makes e part of the tip and moves the current state on.
+func (u *update) advance(e *storage.Event) error {
+	tip := make([]*storage.Event, 0, len(u.snap.Tip)+1)
+	prev := e.PrevEvents()
+	for _, t := range u.snap.Tip {
+		if !slices.Contains(prev, t.ID()) {
+			tip = append(tip, t)
+		}
+	}
+	tip = append(tip, e)
+	root, err := u.after(e)
+	if err != nil {
+		return err
+	}
+	simple := len(tip) == 1 && e.Before == u.snap.Root
+	if len(tip) > 1 {
+		roots := make([]storage.StateRoot, len(tip))
+		for i, t := range tip {
+			if roots[i], err = u.after(t); err != nil {
+				return err
+			}
+		}
+		if root, err = u.s.resolve(u.ctx, u.room, roots, u.fresh); err != nil {
+			return err
+		}
+	}
+	u.snap.Tip = tip
+	u.snap.Depth = 0
+	for _, t := range tip {
+		u.snap.Depth = max(u.snap.Depth, t.Depth())
+	}
+	return u.setRoot(root, e, simple)
+}
+
+// setRoot makes root the current state. cause is the event by which it came about, or nil; with simple, the two states differ in cause alone.
+func (u *update) setRoot(root storage.StateRoot, cause *storage.Event, simple bool) error {
+	old := u.snap.Root
+	if root == old {
+		return nil
+	}
+	u.dirty = true
+	u.snap.Root = root
+	if old.Others != root.Others {
+		if err := u.s.decode(u.ctx, &u.snap, u.fresh); err != nil {
+			return err
+		}
+	}
+	if old.Members == root.Members {
+		return nil
+	}
+	if simple {
+		previous, err := u.s.stateEvent(u.ctx, u.room.Num, old, matrix.TypeMember, stateKey(cause.Event), u.fresh)
+		if err != nil {
+			return err
+		}
+		u.member(previous, cause, cause)
+		return nil
+	}
+	diffs, err := u.s.o.DB.DiffState(u.ctx, u.room.Num, old, root, storage.MembersState, &u.fresh.nodes)
+	if err != nil {
+		return err
+	}
+	for _, d := range diffs {
+		a, b, err := u.pair(d)
+		if err != nil {
+			return err
+		}
+		u.member(a, b, cause)
+	}
+	return nil
+}
+
+func (u *update) pair(d storage.StateDiff) (a, b *storage.Event, err error) {
+	if d.A != 0 {
+		if a, err = u.s.event(u.ctx, d.A, u.fresh); err != nil {
+			return nil, nil, err
+		}
+	}
+	if d.B != 0 {
+		b, err = u.s.event(u.ctx, d.B, u.fresh)
+	}
+	return a, b, err
+}
+
+// member notes that the member event of a user has changed from a to b, either of which may be nil.
+func (u *update) member(a, b, cause *storage.Event) {
+	var user matrix.UserID
+	was, is := matrix.Leave, matrix.Leave
+	change := storage.MemberChange{Event: cause}
+	if a != nil {
+		user, was = matrix.UserID(stateKey(a.Event)), a.Membership()
+	}
+	if b != nil {
+		user, is = matrix.UserID(stateKey(b.Event)), b.Membership()
+		change.Num = b.Num
+	}
+	change.Room, change.RoomNum, change.User, change.Membership.Membership = u.room.ID, u.room.Num, user, is
+	u.add.Members = append(u.add.Members, change)
+	server := user.Server()
+	if delta := count(is == matrix.Join) - count(was == matrix.Join); delta != 0 {
+		u.snap.JoinedCount += delta
+		u.snap.Servers = maps.Clone(u.snap.Servers)
+		if u.snap.Servers[server] += delta; u.snap.Servers[server] <= 0 {
+			delete(u.snap.Servers, server)
+		}
+	}
+	u.snap.InvitedCount += count(is == matrix.Invite) - count(was == matrix.Invite)
+	if server != u.s.o.ServerName {
+		return
+	}
+	u.snap.Local = maps.Clone(u.snap.Local)
+	if is == matrix.Join {
+		u.snap.Local[user] = b.Num
+	} else {
+		delete(u.snap.Local, user)
+	}
+}
+
+func count(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// setMembership notes a membership that does not follow from the current state: an invite or a knock of one of our users in a room that
+// this server is not in, with its stripped state, or the end of it. member is stored or staged.
+func (u *update) setMembership(user matrix.UserID, member *storage.Event, stripped json.RawMessage) {
+	change := storage.MemberChange{Event: member}
+	change.Room, change.RoomNum, change.User = u.room.ID, u.room.Num, user
+	change.Membership.Membership, change.Num, change.Stripped = member.Membership(), member.Num, stripped
+	u.add.Members = append(u.add.Members, change)
+	u.dirty = true
+}
+
+// setFlags sets or clears flags of the room.
+func (u *update) setFlags(set, clear storage.RoomFlags) {
+	flags := u.snap.row.Flags&^clear | set
+	if flags != u.snap.row.Flags {
+		u.snap.row.Flags = flags
+		u.snap.PartialState = flags&storage.PartialState != 0
+		u.dirty = true
+	}
+}
+
+// relate notes the relation of an event to another.
+func (u *update) relate(e *storage.Event) {
+	if r, ok := relationOf(e.Event); ok {
+		u.add.Relations = append(u.add.Relations, storage.Relation{Parent: r.EventID, Num: e.Num, RelType: r.RelType,
+			Type: e.Type(), Sender: e.Sender(), Depth: e.Depth()})
+	}
+}
+
+// relation is what m.relates_to says.
+type relation struct {
+	RelType string         `json:"rel_type"`
+	EventID matrix.EventID `json:"event_id"`
+	Key     string         `json:"key"`
+}
+
+var relatesTo = []byte(`"m.relates_to"`)
+
+func mayRelate(content []byte) bool { return bytes.Contains(content, relatesTo) }
+
+func relationOf(e *matrix.Event) (relation, bool) {
+	if !mayRelate(e.Content()) {
+		return relation{}, false
+	}
+	var content struct {
+		RelatesTo json.RawMessage `json:"m.relates_to"`
+	}
+	var r relation
+	if json.Unmarshal(e.Content(), &content) != nil || json.Unmarshal(content.RelatesTo, &r) != nil {
+		return relation{}, false
+	}
+	return r, r.RelType != "" && r.EventID != "" && len(r.RelType) <= 255 && len(r.EventID) <= 255
+}
+
+// gaps notes which prev_events of e are not here, and that e itself is not missing any more. e is not part of the tip yet.
+func (u *update) gaps(e *storage.Event) error {
+	if u.snap.row.Flags&storage.HasMissing != 0 {
+		u.add.Found = append(u.add.Found, e.ID())
+	}
+	if e.Sender().Server() == u.s.o.ServerName && e.Pos == storage.NewPos {
+		return nil // made by us, of the tip
+	}
+	prev := e.PrevEvents()
+	here := 0
+	for _, t := range u.snap.Tip {
+		here += count(slices.Contains(prev, t.ID()))
+	}
+	if here == len(prev) {
+		return nil
+	}
+	for _, id := range prev {
+		p, err := u.known(id)
+		if err != nil {
+			return err
+		}
+		if p == nil || p.Flags&storage.Outlier != 0 {
+			u.add.Missing = append(u.add.Missing, storage.MissingPrev{ID: id, Num: e.Num, Depth: e.Depth()})
+			u.setFlags(storage.HasMissing, 0)
+		}
+	}
+	return nil
+}
+
+// after is the state after an event that is not an outlier.
+func (u *update) after(e *storage.Event) (storage.StateRoot, error) {
+	return u.s.after(u.ctx, e, u.fresh)
+}
+
+// commit writes what was added.
+func (u *update) commit() error {
+	row := &u.add.Room
+	*row = u.snap.row
+	row.Root, row.Depth, row.Tip = u.snap.Root, u.snap.Depth, make([]int64, len(u.snap.Tip))
+	for i, t := range u.snap.Tip {
+		row.Tip[i] = t.Num
+	}
+	u.snap.stored = true
+	clients := make([][]byte, len(u.lives))
+	for i, e := range u.lives {
+		var err error
+		if clients[i], err = u.s.encode(u.ctx, e, u.fresh); err != nil {
+			return err
+		}
+	}
+	err := u.s.write(&pending{append: &u.add, done: make(chan error, 1), apply: u.apply, ring: func() storage.Change { return u.change(clients) }})
+	if err != nil {
+		return err
+	}
+	for _, t := range u.sent {
+		u.room.sent.add(t)
+	}
+	return nil
+}
+
+// change is what the bell tells.
+func (u *update) change(clients [][]byte) storage.Change {
+	var c storage.Change
+	for i, e := range u.lives {
+		c.Events = append(c.Events, storage.CommittedEvent{Pos: e.Pos, Num: e.Num, Room: u.room.ID, Event: e.Event,
+			Client: clients[i], TxnID: e.TxnID, Device: e.Device})
+	}
+	slices.SortStableFunc(c.Events, func(a, b storage.CommittedEvent) int { return cmp.Compare(a.Pos, b.Pos) })
+	for i := range u.add.Members {
+		m := &u.add.Members[i]
+		if m.User.Server() == u.s.o.ServerName && !slices.Contains(u.lives, m.Event) {
+			c.Wakes = append(c.Wakes, storage.Wake{Topic: storage.TopicMembership, Pos: m.Pos, User: m.User, Room: u.room.ID})
+		}
+	}
+	return c
+}
+
+// apply makes the snapshot new. It runs on the writer's goroutine.
+func (u *update) apply() {
+	snap := &u.snap
+	snap.row = u.add.Room
+	snap.Pos = snap.row.Pos
+	var roots []rootChange
+	known := u.add.OldRoot
+	for i, root := range u.add.Roots {
+		if pos := u.add.Events[i].Pos; pos > 0 && root != known {
+			roots = append(roots, rootChange{pos, root})
+			known = root
+		}
+	}
+	if known != snap.Root {
+		roots = append(roots, rootChange{snap.Pos, snap.Root})
+	}
+	slices.SortStableFunc(u.lives, func(a, b *storage.Event) int { return comparePos(a, b.Pos) })
+	w := u.room.Snapshot().window
+	if u.add.Create {
+		w = window{}
+	}
+	w = w.add(u.lives, roots, u.s.o.Config.Window)
+	for _, e := range u.add.Updates {
+		w = w.replace(e)
+	}
+	snap.window = w
+	final := *snap
+	u.room.snap.Store(&final)
+	u.s.changeUsers(u.add.Members)
+	u.s.related.commit(&u.add, u.lives)
+}
