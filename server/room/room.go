@@ -21,7 +21,6 @@ package room
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"log/slog"
 	"sync"
@@ -125,51 +124,3 @@ func New(o Options) *Service {
 
 // Close waits for work in the background.
 func (s *Service) Close() error { return nil }
-
-// ---- for federation, inbound
-
-// EventForServer gives an event that server may see: it has a user in the room, or had one when the event was sent, or the
-// history is world-readable; else M_NOT_FOUND or M_FORBIDDEN. The event is redacted if the server may only know that it was there.
-func (s *Service) EventForServer(ctx context.Context, server matrix.ServerName, id matrix.EventID) (*storage.Event, error) {
-	return nil, errNotYet
-}
-
-// VisibleToServer gives, for each event of one room, whether server may see its content. Spec v1.19 server-server-api/#backfilling
-func (s *Service) VisibleToServer(ctx context.Context, server matrix.ServerName, events []*storage.Event) ([]bool, error) {
-	return nil, errNotYet
-}
-
-// CheckServer returns nil if server has a user in the room and its ACL allows it. Errors: M_NOT_FOUND, M_FORBIDDEN.
-func (s *Service) CheckServer(ctx context.Context, room matrix.RoomID, server matrix.ServerName) error {
-	return errNotYet
-}
-
-// EventByID finds an event; M_NOT_FOUND if it is not here.
-func (s *Service) EventByID(ctx context.Context, id matrix.EventID) (*storage.Event, error) {
-	return nil, errNotYet
-}
-
-// EventsByID finds events; those that are not here are left out.
-func (s *Service) EventsByID(ctx context.Context, ids []matrix.EventID) ([]*storage.Event, error) {
-	return nil, errNotYet
-}
-
-// AuthChain lists the auth chains of events, the events themselves left out, without duplicates.
-func (s *Service) AuthChain(ctx context.Context, events []*storage.Event) ([]*storage.Event, error) {
-	return nil, errNotYet
-}
-
-// StateIDsAt answers GET /federation/v1/state_ids: the state before an event and its auth chain.
-func (s *Service) StateIDsAt(ctx context.Context, server matrix.ServerName, room matrix.RoomID, event matrix.EventID) (StateIDsResponse, error) {
-	return StateIDsResponse{}, errNotYet
-}
-
-// StateAtEvent answers GET /federation/v1/state.
-func (s *Service) StateAtEvent(ctx context.Context, server matrix.ServerName, room matrix.RoomID, event matrix.EventID) (StateResponse, error) {
-	return StateResponse{}, errNotYet
-}
-
-// EventAuthChain answers GET /federation/v1/event_auth.
-func (s *Service) EventAuthChain(ctx context.Context, server matrix.ServerName, room matrix.RoomID, event matrix.EventID) ([]json.RawMessage, error) {
-	return nil, errNotYet
-}
