@@ -19,9 +19,8 @@ const (
 	// granuleSlack is how far an Ogg page's position may be from the sum of the packets before it: recorders that
 	// count in milliseconds are off by a few samples. 20 ms.
 	granuleSlack = SampleRate / 50
-	// maxTrim is how much of the last page's sound may be cut off by its position: encoders cut less than one
-	// packet, a second is a hiding place.
-	maxTrim = SampleRate
+	// maxTrim is how much sound may be cut off at the end: encoders cut less than a packet, more is a hiding place.
+	maxTrim = maxPacketSamples
 )
 
 var oggCRCTable = func() (t [256]uint32) {
@@ -366,9 +365,12 @@ func (o *OggWriter) Flush() error {
 	return o.err
 }
 
-// Close writes the last page, of whose sound the last trim samples are not to be played. It does not close the
-// underlying writer.
+// Close writes the last page, of whose sound the last trim samples are not to be played; they must have been written
+// since the last Flush. It does not close the underlying writer.
 func (o *OggWriter) Close(trim int) error {
+	if int64(trim) > o.samples {
+		return malformed("%d samples are to be cut off, the last Ogg page has %d", trim, o.samples)
+	}
 	o.granule -= int64(trim)
 	o.flush(oggLast)
 	return o.err

@@ -105,41 +105,42 @@ func Inspect(r io.ReaderAt, size int64, longest time.Duration) (Info, error) {
 }
 
 // Remux writes a recording in another container. The packets stay as they are: nothing is decoded, nothing is lost.
-// WebM and MP4 are held in memory until the end. All that is written is determined by the recording.
+// The whole recording is held in memory. All that is written is determined by the recording.
 func Remux(w io.Writer, r Reader, to Container) error {
-	if to == Ogg {
-		return remuxOgg(w, r)
-	}
 	whole, err := readTrack(r)
 	if err != nil {
 		return err
 	}
-	b := whole.webM
-	if to == MP4 {
-		b = whole.mp4
+	switch to {
+	case WebM:
+		_, err = w.Write(whole.webM())
+	case MP4:
+		_, err = w.Write(whole.mp4())
+	default:
+		err = whole.ogg(w)
 	}
-	_, err = w.Write(b())
 	return err
 }
 
-func remuxOgg(w io.Writer, r Reader) error {
+// ogg writes the track. All that is cut off at the end must lie on the last page.
+func (t *track) ogg(w io.Writer) error {
 	const serial = 0x7061726c
-	o, err := NewOggWriter(w, r.Head(), serial)
+	o, err := NewOggWriter(w, t.head, serial)
 	if err != nil {
 		return err
 	}
-	for {
-		packet, err := r.Next()
-		if err == io.EOF {
-			return o.Close(r.Trim())
+	body := t.body
+	played := t.sum - int64(t.trim)
+	for _, p := range t.packets {
+		if p.start <= played && played < p.start+int64(p.samples) {
+			o.Flush()
 		}
-		if err == nil {
-			err = o.WritePacket(packet)
-		}
-		if err != nil {
+		if err := o.WritePacket(body[:p.size]); err != nil {
 			return err
 		}
+		body = body[p.size:]
 	}
+	return o.Close(t.trim)
 }
 
 // track is a whole recording in memory.

@@ -279,7 +279,9 @@ func (w *webMReader) blockGroup(size int64) (packet []byte, err error) {
 	if discard < 0 || discard > 1e9 {
 		return nil, malformed("a WebM block throws away %d ns", discard)
 	}
-	w.trim = int((discard*SampleRate + 5e8) / 1e9)
+	if w.trim = int((discard*SampleRate + 5e8) / 1e9); w.trim > maxTrim || int64(w.trim) > w.sum {
+		return nil, malformed("a WebM block throws away %v", Duration(int64(w.trim)))
+	}
 	return packet, nil
 }
 
