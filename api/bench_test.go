@@ -3,6 +3,7 @@ package api
 import (
 	"net/http"
 	"net/http/httptest"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -38,6 +39,24 @@ func BenchmarkFrame(b *testing.B) {
 		answer := httptest.NewRecorder()
 		engine.ServeHTTP(answer, r)
 		if answer.Code != http.StatusOK {
+			b.Fatal(answer.Body)
+		}
+	}
+}
+
+// BenchmarkSend is a message from request to durable answer, one after the other in one room.
+func BenchmarkSend(b *testing.B) {
+	w := newWorld(b, quiet())
+	alice := w.person("alice")
+	room := alice.must(post, "/createRoom", map[string]any{})["room_id"].(string)
+	path := client + "/rooms/" + room + "/send/m.room.message/"
+	body := `{"msgtype":"m.text","body":"` + strings.Repeat("hello ", 20) + `"}`
+	header := []string{"Authorization", "Bearer " + alice.token}
+	b.ReportAllocs()
+	n := 0
+	for b.Loop() {
+		n++
+		if answer := ask(w.handler, put, path+strconv.Itoa(n), body, header...); answer.Code != http.StatusOK {
 			b.Fatal(answer.Body)
 		}
 	}
