@@ -111,6 +111,6 @@ func (a *api) sendToDevice(c *call) error {
 		return matrix.InvalidParam("the event type and the transaction ID must not be empty")
 	}
 	return c.once("sendToDevice/"+typ+"/"+txn, func() error {
-		return a.Keys.SendToDevice(c.ctx(), c.userID(), typ, txn, r.Messages)
+		return a.Keys.SendToDevice(c.ctx(), c.userID(), typ, r.Messages)
 	})
 }

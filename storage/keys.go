@@ -279,6 +279,22 @@ func crossSigningKeys(raw rawQuery, users []matrix.UserID, requester matrix.User
 		})
 }
 
+// WithSignatures adds to the keys the signatures that requester has made on them.
+func (db *DB) WithSignatures(ctx context.Context, requester matrix.UserID, keys []CrossSigningKey) error {
+	var users []matrix.UserID
+	for _, k := range keys {
+		users = append(users, k.User)
+	}
+	if len(users) == 0 {
+		return nil
+	}
+	signatures, err := keySignatures(db.Read(ctx).Raw, users, requester)
+	for i := 0; err == nil && i < len(keys); i++ {
+		keys[i].Content, err = withSignatures(keys[i].Content, signatures[signatureTarget{keys[i].User, keys[i].PublicKey}])
+	}
+	return err
+}
+
 // rawQuery is the Raw method of a read handle or of a Tx.
 type rawQuery = func(sql string, values ...any) *gorm.DB
 

@@ -45,10 +45,7 @@ func (tx *Tx) deviceListChanged(user matrix.UserID, devices []matrix.DeviceID) e
 			update["prev_id"] = []int64{previous}
 		}
 		if k, ok := known[device]; ok {
-			update["keys"] = k.Content
-			if k.DisplayName != "" {
-				update["device_display_name"] = k.DisplayName
-			}
+			update["keys"] = k.Content // names of devices are nobody's business elsewhere
 		} else {
 			update["deleted"] = true
 		}
@@ -178,10 +175,14 @@ func (db *DB) RetryRemoteDevices(ctx context.Context, user matrix.UserID, atMS i
 	})
 }
 
-// KeepRemoteDevices stores the whole device list of a user of another server, with cross-signing keys.
-// announce also tells the user's acquaintances that something changed.
-func (db *DB) KeepRemoteDevices(ctx context.Context, user matrix.UserID, streamID int64, devices []DeviceKey, keys []CrossSigningKey, announce bool) error {
+// KeepRemoteDevices stores the whole device list of a user of another server, with cross-signing keys. If it puts another
+// one in place of what was kept, the user's acquaintances are told.
+func (db *DB) KeepRemoteDevices(ctx context.Context, user matrix.UserID, streamID int64, devices []DeviceKey, keys []CrossSigningKey) error {
 	return db.Write(ctx, func(tx *Tx) error {
+		announce, err := tx.differsFromKept(user, devices, keys)
+		if err != nil {
+			return err
+		}
 		if err := tx.forgetRemoteKeys(user); err != nil {
 			return err
 		}
@@ -195,7 +196,7 @@ func (db *DB) KeepRemoteDevices(ctx context.Context, user matrix.UserID, streamI
 				return err
 			}
 		}
-		err := tx.Exec(`INSERT INTO device_lists_remote (user_id, stream_id, stale, retry_ms) VALUES (?, ?, FALSE, 0)
+		err = tx.Exec(`INSERT INTO device_lists_remote (user_id, stream_id, stale, retry_ms) VALUES (?, ?, FALSE, 0)
 			ON CONFLICT (user_id) DO UPDATE SET stream_id = excluded.stream_id, stale = FALSE, retry_ms = 0`, user, streamID).Error
 		if err != nil || !announce {
 			return err
@@ -203,6 +204,27 @@ func (db *DB) KeepRemoteDevices(ctx context.Context, user matrix.UserID, streamI
 		_, err = tx.noteDeviceListChange(user, "")
 		return err
 	})
+}
+
+// differsFromKept reports whether anything was kept of the user and is not the same.
+func (tx *Tx) differsFromKept(user matrix.UserID, devices []DeviceKey, keys []CrossSigningKey) (bool, error) {
+	old, err := scanAll(tx.Raw(`SELECT device_id, content FROM device_keys WHERE user_id = ?
+		UNION ALL SELECT usage, content FROM cross_signing_keys WHERE user_id = ?`, user, user),
+		func(rows *sql.Rows) (o [2]string, err error) { return o, rows.Scan(&o[0], &o[1]) })
+	if err != nil || len(old) == 0 {
+		return false, err
+	}
+	known := map[[2]string]bool{}
+	for _, o := range old {
+		known[o] = true
+	}
+	for _, d := range devices {
+		delete(known, [2]string{string(d.Device), string(d.Content)})
+	}
+	for _, k := range keys {
+		delete(known, [2]string{k.Usage, string(k.Content)})
+	}
+	return len(known) > 0 || len(old) != len(devices)+len(keys), nil
 }
 
 func (tx *Tx) forgetRemoteKeys(user matrix.UserID) error {

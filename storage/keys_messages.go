@@ -16,11 +16,16 @@ type ToDevice struct {
 	Event  json.RawMessage // {"type", "sender", "content"}
 }
 
+// RemoteToDevice is the content of an m.direct_to_device EDU.
+type RemoteToDevice struct {
+	Server  matrix.ServerName
+	Content json.RawMessage
+}
+
 // SentToDevice is one sending of messages.
 type SentToDevice struct {
 	Local []ToDevice
-	// Remote is the content of an m.direct_to_device EDU for each other server.
-	Remote map[matrix.ServerName]json.RawMessage
+	Remote []RemoteToDevice
 	// Origin and MessageID name a sending by another server; one that came before is passed over. Empty for our own.
 	Origin    matrix.ServerName
 	MessageID string
@@ -49,8 +54,8 @@ func (db *DB) SendToDevice(ctx context.Context, s SentToDevice) error {
 				}
 			}
 		}
-		for server, content := range s.Remote {
-			if err := tx.QueueEDU([]matrix.ServerName{server}, "m.direct_to_device", content); err != nil {
+		for _, r := range s.Remote {
+			if err := tx.QueueEDU([]matrix.ServerName{r.Server}, "m.direct_to_device", r.Content); err != nil {
 				return err
 			}
 		}
