@@ -24,7 +24,7 @@ type RemoteToDevice struct {
 
 // SentToDevice is one sending of messages.
 type SentToDevice struct {
-	Local []ToDevice
+	Local  []ToDevice
 	Remote []RemoteToDevice
 	// Origin and MessageID name a sending by another server; one that came before is passed over. Empty for our own.
 	Origin    matrix.ServerName
