@@ -325,10 +325,12 @@ func (e *Event) fill(f *fields) {
 // fillRefs reads both lists of events into one array.
 func (e *Event) fillRefs(f *fields) {
 	var stack [MaxPrevEvents + MaxAuthEvents]EventID
-	refs := appendRefs(stack[:0], f.prevEvents)
-	n := len(refs)
-	if refs = appendRefs(refs, f.authEvents); len(refs) > 0 {
-		refs = append(make([]EventID, 0, len(refs)), refs...)
+	prev := appendRefs(stack[:0], f.prevEvents)
+	n := len(prev)
+	both := appendRefs(prev, f.authEvents)
+	if len(both) > 0 {
+		refs := make([]EventID, len(both))
+		copy(refs, both)
 		e.prev, e.auth = refs[:n:n], refs[n:]
 	}
 }
