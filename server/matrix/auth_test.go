@@ -277,3 +277,165 @@ func TestAuthorizationRules(t *testing.T) {
 		}
 	}
 }
+
+func TestAuthEventsOfAnEvent(t *testing.T) {
+	for _, id := range []string{"1", "6", "11", "12"} {
+		v := LookupRoomVersion(id)
+		section := "2"
+		if v.RoomIDIsCreateID {
+			section = "3"
+		}
+		r := newRoom(t, v)
+		mine, levels := r.event(membership(bob, Join)), r.event(powers(`{"events_default":0}`))
+		other := r.event(ev{sender: bob, typ: TypeMember, key: string(bob), content: `{"membership":"join","x":1}`})
+		carols, message := r.event(membership(carol, Join)), r.event(ev{sender: bob, typ: TypeMessage, key: "-", content: `{}`})
+		base := []*Event{mine, levels}
+		if !v.RoomIDIsCreateID {
+			base = append(base, r.create)
+		}
+		elsewhere := newRoom(t, v)
+		foreign := func() *Event {
+			b := Builder{RoomID: "!other:a.example", Sender: alice, Type: TypePowerLevels, StateKey: new(string), Content: []byte(`{}`), Time: time.UnixMilli(1)}
+			if v.RoomIDIsCreateID {
+				b.RoomID = "!AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
+			}
+			e, err := b.Build(v, "a.example", testKey(t))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return e
+		}()
+		_ = elsewhere
+		for name, c := range map[string]struct {
+			auth     []*Event
+			rejected EventID
+			want     string
+		}{
+			"all right":          {base, "", ""},
+			"duplicate":          {append([]*Event{other}, base...), "", section + ".1"},
+			"the same twice":     {append([]*Event{mine}, base...), "", section + ".1"},
+			"excess":             {append([]*Event{carols}, base...), "", section + ".2"},
+			"not a state event":  {append([]*Event{message}, base...), "", section + ".2"},
+			"rejected":           {base, mine.ID(), section + ".3"},
+			"of another room":    {append([]*Event{foreign}, base[0], base[len(base)-1]), "", section + ".5"},
+			"without membership": {base[1:], "", map[bool]string{true: "6", false: "5"}[v.AliasesRule || v.RoomIDIsCreateID]},
+			"rejected create":    {base, r.create.ID(), map[bool]string{true: "2", false: "2.3"}[v.RoomIDIsCreateID]},
+		} {
+			if name == "of another room" && v.RoomIDIsCreateID {
+				c.auth = []*Event{foreign, mine}
+			}
+			err := AuthorizeByAuthEvents(message, c.auth, r.create, func(id EventID) bool { return id == c.rejected })
+			got := ""
+			var rule *AuthError
+			if errors.As(err, &rule) {
+				got = rule.Rule
+			}
+			if got != c.want {
+				t.Errorf("version %s, %s: got %v, want %q", id, name, err, c.want)
+			}
+		}
+		if v.RoomIDIsCreateID {
+			if err := AuthorizeByAuthEvents(message, append([]*Event{r.create}, base...), r.create, nil); err == nil || err.(*AuthError).Rule != "3.2" {
+				t.Errorf("create among the auth events of version 12: %v", err)
+			}
+			if err := AuthorizeByAuthEvents(message, base, nil, nil); err == nil || err.(*AuthError).Rule != "2" {
+				t.Errorf("no create event: %v", err)
+			}
+		} else if err := AuthorizeByAuthEvents(message, base[:2], nil, nil); err == nil || err.(*AuthError).Rule != "2.4" {
+			t.Errorf("version %s, no create event: %v", id, err)
+		}
+		if err := AuthorizeByAuthEvents(r.create, nil, nil, nil); err != nil {
+			t.Errorf("version %s, create: %v", id, err)
+		}
+	}
+}
+
+func TestAuthEventsSelection(t *testing.T) {
+	for _, c := range []struct {
+		event ev
+		want  string // the types and state keys but for the create event
+		from  string
+	}{
+		{ev{sender: bob, typ: TypeMessage, key: "-", content: `{}`}, "power_levels member@bob:b.example", "1-12"},
+		{change(bob, bob, Join, ""), "power_levels member@bob:b.example join_rules", "1-12"},
+		{change(bob, bob, Leave, ""), "power_levels member@bob:b.example", "1-12"},
+		{change(alice, bob, Ban, ""), "power_levels member@alice:a.example member@bob:b.example", "1-12"},
+		{change(alice, bob, Invite, ""), "power_levels member@alice:a.example member@bob:b.example join_rules", "1-12"},
+		{change(alice, bob, Invite, `,"third_party_invite":{"signed":{"token":"t"}}`), "power_levels member@alice:a.example member@bob:b.example join_rules third_party_invitet", "1-12"},
+		{change(bob, bob, Join, `,"join_authorised_via_users_server":"@alice:a.example"`), "power_levels member@bob:b.example join_rules", "1-7"},
+		{change(bob, bob, Join, `,"join_authorised_via_users_server":"@alice:a.example"`), "power_levels member@bob:b.example join_rules member@alice:a.example", "8-12"},
+		{change(bob, bob, Knock, ""), "power_levels member@bob:b.example join_rules", "7-12"},
+	} {
+		for id := range answers(t, c.from+":ok") {
+			r := newRoom(t, LookupRoomVersion(id))
+			want := "create " + c.want
+			if r.version.RoomIDIsCreateID {
+				want = c.want
+			}
+			var got []string
+			for _, k := range r.event(c.event).AuthKeys() {
+				got = append(got, strings.TrimPrefix(k.Type, "m.room.")+k.StateKey)
+			}
+			if strings.Join(got, " ") != want {
+				t.Errorf("version %s, %s: got %v", id, want, got)
+			}
+		}
+		if keys := newRoom(t, LookupRoomVersion("11")).create.AuthKeys(); keys != nil {
+			t.Errorf("create has %v", keys)
+		}
+	}
+}
+
+func TestPowerLevels(t *testing.T) {
+	for _, v := range RoomVersions() {
+		r := newRoom(t, v)
+		none := PowerLevelsOf(r.create, nil)
+		want := int64(100)
+		if v.PrivilegedCreators {
+			want = CreatorPower
+		}
+		if none.User(alice) != want || none.User(bob) != 0 || none.Event(TypeName, true) != 50 || none.Event(TypeMessage, false) != 0 ||
+			none.Ban != 50 || none.Kick != 50 || none.Redact != 50 || none.Invite != 0 || none.Notification("room") != 50 {
+			t.Errorf("version %s: without power levels %+v", v, none)
+		}
+		p := PowerLevelsOf(r.create, r.event(powers(`{"users":{"@bob:b.example":50},"users_default":1,"events":{"x":2},"state_default":3,"events_default":4,"notifications":{"room":5},"redact":49}`)))
+		if p.User(bob) != 50 || p.User(carol) != 1 || p.Event("x", true) != 2 || p.Event("y", true) != 3 || p.Event("y", false) != 4 || p.Notification("room") != 5 {
+			t.Errorf("version %s: %+v", v, p)
+		}
+		if (p.User(alice) == CreatorPower) != v.PrivilegedCreators {
+			t.Errorf("version %s: the creator has %d", v, p.User(alice))
+		}
+		if !p.CanRedact(bob) || p.CanRedact(carol) || !p.CanKick(bob, carol) || p.CanKick(carol, bob) || !p.CanBan(bob, carol) || p.CanBan(bob, bob) || !p.CanInvite(carol) ||
+			!p.CanSend(bob, "y", true) || p.CanSend(carol, "y", true) {
+			t.Errorf("version %s: the questions", v)
+		}
+	}
+	for content, version := range map[string]string{`{"ban":"1"}`: "10", `{"ban":1.5}`: "6", `{"users":{"x":1}}`: "1", `{"events":1}`: "1", `[`: "1", `{"ban":"1 1"}`: "1", `{"ban":"+-1"}`: "1", `{"ban":""}`: "1", `{"ban":true}`: "1"} {
+		if _, err := ParsePowerLevels([]byte(content), LookupRoomVersion(version)); !errors.As(err, new(*Error)) {
+			t.Errorf("version %s, %s: %v", version, content, err)
+		}
+	}
+	for text, want := range map[string]int64{`"100"`: 100, `"000100"`: 100, `"+100"`: 100, `" -100 "`: -100, `5.114698E4`: 51146, `50.57`: 50, `-0.5`: 0, `1e300`: CreatorPower - 1, `"99999999999999999999"`: CreatorPower - 1, `null`: 50} {
+		p, err := ParsePowerLevels([]byte(`{"ban":`+text+`}`), LookupRoomVersion("1"))
+		if err != nil || p.Ban != want {
+			t.Errorf("%s: got %v, %v", text, p, err)
+		}
+	}
+}
+
+func TestWhichRedactionsTakeEffect(t *testing.T) {
+	for _, v := range RoomVersions() {
+		r := newRoom(t, v)
+		levels := PowerLevelsOf(r.create, r.event(powers(`{"users":{"@carol:c.example":50}}`)))
+		target := r.event(ev{sender: bob, typ: TypeMessage, key: "-", content: `{}`})
+		for by, want := range map[UserID]bool{bob: true, "@other:b.example": true, carol: true, dave: false} {
+			redaction := r.event(ev{sender: by, typ: TypeRedaction, key: "-", content: `{}`, redacts: target.ID()})
+			if MayRedact(redaction, target, levels) != want {
+				t.Errorf("version %s, by %s: not %v", v, by, want)
+			}
+			if MayRedact(redaction, r.create, levels) {
+				t.Errorf("version %s: it redacts another event", v)
+			}
+		}
+	}
+}

@@ -46,7 +46,11 @@ func newHistory(t testing.TB, version *RoomVersion, seed uint64) *history {
 	c := h.must(&Builder{RoomID: h.room, Sender: "@alice:a.example", Type: TypeCreate, StateKey: &key, Content: []byte(create)}, nil)
 	h.room = c.RoomID()
 	h.extend(c.ID(), "@alice:a.example", TypeMember, "@alice:a.example", `{"membership":"join"}`)
-	h.extend(h.last(), "@alice:a.example", TypePowerLevels, "", h.powerLevels())
+	levels := `{"users":{"@alice:a.example":100,"@bob:b.example":50,"@carol:c.example":50}}`
+	if version.PrivilegedCreators {
+		levels = `{"users":{"@bob:b.example":50,"@carol:c.example":50}}`
+	}
+	h.extend(h.last(), "@alice:a.example", TypePowerLevels, "", levels)
 	h.extend(h.last(), "@alice:a.example", TypeJoinRules, "", `{"join_rule":"public"}`)
 	return h
 }

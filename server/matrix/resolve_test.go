@@ -1,7 +1,9 @@
 package matrix
 
 import (
+	"errors"
 	"flag"
+	"fmt"
 	"iter"
 	"maps"
 	"testing"
@@ -72,4 +74,162 @@ func (h *history) resolveOrdered(states []StateMap) StateMap {
 	}
 	maps.Copy(resolved, unconflicted)
 	return resolved
+}
+
+// FuzzResolve draws the room as well as its version.
+func FuzzResolve(f *testing.F) {
+	f.Add(uint64(1), byte(11), byte(40))
+	f.Add(uint64(2), byte(10), byte(40))
+	versions := RoomVersions()
+	f.Fuzz(func(t *testing.T, seed uint64, version, steps byte) {
+		v := versions[int(version)%len(versions)]
+		h := newHistory(t, v, seed)
+		h.merged = func(states []StateMap, got StateMap) {
+			if v.StateResolution == StateResolutionV1 {
+				return
+			}
+			want := (&slowResolve{version: v, events: h.byID, rejected: h.rejected}).resolve(states)
+			if !maps.Equal(want, got) || !maps.Equal(want, h.resolveOrdered(states)) {
+				t.Fatalf("seed %d, event %d: %s", seed, len(h.events), cmp.Diff(want, got))
+			}
+		}
+		for range steps % 100 {
+			h.step()
+		}
+	})
+}
+
+// Auth events that were rejected are not used in the checks.
+func TestRejectedAuthEventsDoNotAuthorize(t *testing.T) {
+	for _, id := range []string{"2", "11", "12"} {
+		v := LookupRoomVersion(id)
+		for seed := range uint64(10) {
+			h := newHistory(t, v, seed)
+			h.merged = func(states []StateMap, _ StateMap) {
+				rejected := map[EventID]bool{}
+				for _, e := range h.events[4:] {
+					if h.r.IntN(6) == 0 {
+						rejected[e.ID()] = true
+					}
+				}
+				got, err := ResolveStates(v, states, h.load, func(id EventID) bool { return rejected[id] })
+				if err != nil {
+					t.Fatal(err)
+				}
+				want := (&slowResolve{version: v, events: h.byID, rejected: rejected}).resolve(states)
+				if diff := cmp.Diff(want, got); diff != "" {
+					t.Fatalf("version %s, seed %d: %s", id, seed, diff)
+				}
+			}
+			for range 60 {
+				h.step()
+			}
+		}
+	}
+}
+
+// An order that is the wrong way round is noticed, and the whole chains are walked.
+func TestReversedOrderDoesNotChangeTheResult(t *testing.T) {
+	for _, id := range []string{"11", "12"} {
+		for seed := range uint64(10) {
+			h := newHistory(t, LookupRoomVersion(id), seed)
+			h.merged = func(states []StateMap, got StateMap) {
+				for n, e := range h.events {
+					h.number[e.ID()] = -int64(n)
+				}
+				if diff := cmp.Diff(got, h.resolveOrdered(states)); diff != "" {
+					t.Fatalf("version %s, seed %d: %s", id, seed, diff)
+				}
+			}
+			for range 60 {
+				h.step()
+			}
+		}
+	}
+}
+
+// With many power levels events, each authorized by the profile change before it and that by the power levels before, the number of paths between
+// conflicted events doubles with each; the work must not.
+func TestConflictedSubgraphIsWalkedOnce(t *testing.T) {
+	v := LookupRoomVersion("12")
+	h := newHistory(t, v, 1)
+	h.extend(h.last(), bob, TypeMember, string(bob), `{"membership":"join"}`)
+	base := h.last()
+	var ends []EventID
+	for range 2 {
+		at := base
+		for range 400 {
+			h.extend(at, alice, TypePowerLevels, "", h.powerLevels())
+			h.extend(h.last(), alice, TypeMember, string(alice), fmt.Sprintf(`{"membership":"join","displayname":"%d"}`, h.r.IntN(1000)))
+			at = h.last()
+		}
+		ends = append(ends, at)
+	}
+	loaded := 0
+	states := []StateMap{h.after[ends[0]], h.after[ends[1]], h.after[base]}
+	got, err := ResolveStates(v, states, func(ids []EventID) ([]*Event, error) { loaded += len(ids); return h.load(ids) }, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if loaded > len(h.events) {
+		t.Errorf("loaded %d events of %d", loaded, len(h.events))
+	}
+	if got[StateTuple{TypePowerLevels, ""}] == "" || got[StateTuple{TypeCreate, ""}] != h.events[0].ID() {
+		t.Errorf("got %v", got)
+	}
+}
+
+func TestResolutionV1(t *testing.T) {
+	v := LookupRoomVersion("1")
+	h := newHistory(t, v, 3)
+	levels := `{"users":{"@alice:a.example":100,"@bob:b.example":50},"events":{"m.room.topic":50}}`
+	h.extend(h.last(), alice, TypePowerLevels, "", levels)
+	h.extend(h.last(), bob, TypeMember, string(bob), `{"membership":"join"}`)
+	base := h.last()
+	// Bob sets the topic while alice takes his power: the power levels are decided first, and the topic falls.
+	h.extend(base, bob, TypeTopic, "", `{"topic":"bob"}`)
+	one := h.last()
+	h.extend(base, alice, TypePowerLevels, "", `{"users":{"@alice:a.example":100},"events":{"m.room.topic":50}}`)
+	h.extend(h.last(), alice, TypeTopic, "", `{"topic":"alice"}`)
+	other := h.last()
+	got, err := ResolveStates(v, []StateMap{h.after[one], h.after[other]}, h.load, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got[StateTuple{TypeTopic, ""}] != other || got[StateTuple{TypePowerLevels, ""}] != h.after[other][StateTuple{TypePowerLevels, ""}] {
+		t.Errorf("got %v", got)
+	}
+	// The deeper of two joins counts as long as the rules allow it.
+	h.extend(base, bob, TypeMember, string(bob), `{"membership":"join","displayname":"1"}`)
+	shallow := h.last()
+	h.extend(base, bob, TypeName, "", `{"name":"x"}`)
+	h.extend(h.last(), bob, TypeMember, string(bob), `{"membership":"join","displayname":"2"}`)
+	deep := h.last()
+	got, err = ResolveStates(v, []StateMap{h.after[shallow], h.after[deep]}, h.load, nil)
+	if err != nil || got[StateTuple{TypeMember, string(bob)}] != deep {
+		t.Errorf("got %v, %v", got, err)
+	}
+}
+
+func TestResolutionOfWhatIsNotKnownFails(t *testing.T) {
+	h := newHistory(t, LookupRoomVersion("11"), 1)
+	name := StateTuple{TypeName, ""}
+	a, b := maps.Clone(h.after[h.last()]), maps.Clone(h.after[h.last()])
+	a[name], b[name] = "$unknown", "$other"
+	if _, err := ResolveStates(h.version, []StateMap{a, b}, h.load, nil); err == nil {
+		t.Error("events that do not exist were resolved")
+	}
+	broken := errors.New("the database is gone")
+	if _, err := ResolveStates(h.version, []StateMap{a, b}, func([]EventID) ([]*Event, error) { return nil, broken }, nil); !errors.Is(err, broken) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestEqualStatesNeedNoResolution(t *testing.T) {
+	h := newHistory(t, LookupRoomVersion("11"), 1)
+	state := h.after[h.last()]
+	got, err := ResolveStates(h.version, []StateMap{state, state, state}, nil, nil)
+	if err != nil || !maps.Equal(got, state) {
+		t.Errorf("got %v, %v", got, err)
+	}
 }
