@@ -33,6 +33,9 @@ users:
   registration_shared_secret: complement
   password_memory_kib: 64
   password_time: 1
+media:
+  unauthenticated_downloads: true
+  url_previews: true
 federation:
   allow_private_addresses: true
   ca_file: "$ca/ca.crt"
