@@ -38,7 +38,7 @@ type Config struct {
 	Listen string `mapstructure:"listen"`
 	// TLS serves the same with a certificate of its own, for a server without a reverse proxy.
 	TLS TLSConfig `mapstructure:"tls"`
-	// Metrics for Prometheus.
+	// Metrics for Prometheus, and profiles (/debug/pprof) for whoever looks into a slow server.
 	Metrics MetricsConfig `mapstructure:"metrics"`
 	// Log on standard error.
 	Log LogConfig `mapstructure:"log"`
@@ -75,9 +75,9 @@ type TLSConfig struct {
 	Key string `mapstructure:"key"`
 }
 
-// MetricsConfig is where Prometheus finds /metrics; off while Listen is empty. It has no authentication.
+// MetricsConfig is where /metrics and /debug/pprof are; off while Listen is empty. There is no authentication.
 type MetricsConfig struct {
-	// Listen is the address, such as 127.0.0.1:9100. The path is /metrics.
+	// Listen is the address, such as 127.0.0.1:9100. There is no authentication: keep it on an inner address.
 	Listen string `mapstructure:"listen"`
 }
 
