@@ -175,7 +175,13 @@ func (db *DB) openSQLite(path string, readers int) error {
 	reader.SetMaxIdleConns(readers)
 	reader.SetConnMaxIdleTime(5 * time.Minute)
 	db.close = append(db.close, reader.Close)
-	if db.write, err = gorm.Open(gormlite.OpenDB(writer), gormConfig(true)); err != nil {
+	conn, err := writer.Conn(context.Background())
+	if err != nil {
+		return fmt.Errorf("open %s: %w", path, err)
+	}
+	pin := &pinned{conn: conn, statements: map[string]*sql.Stmt{}}
+	db.close = append(db.close, pin.close)
+	if db.write, err = gorm.Open(gormlite.OpenDB(pin), gormConfig(false)); err != nil {
 		return err
 	}
 	db.read, err = gorm.Open(gormlite.OpenDB(reader), gormConfig(true))

@@ -3,6 +3,7 @@ package storage
 import (
 	"context"
 	"embed"
+	"errors"
 	"fmt"
 	"io/fs"
 	"strconv"
@@ -26,54 +27,63 @@ func (db *DB) migrate(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return db.write.WithContext(ctx).Transaction(func(tx *gorm.DB) error {
-		if db.dialect == PostgreSQL {
-			if err := tx.Exec("SELECT pg_advisory_xact_lock(?)", advisoryLock).Error; err != nil {
-				return err
-			}
-		}
-		if err := tx.Exec("CREATE TABLE IF NOT EXISTS migrations (version BIGINT PRIMARY KEY, name TEXT NOT NULL)").Error; err != nil {
+	transaction, err := db.begin(ctx)
+	if err != nil {
+		return err
+	}
+	if err := db.migrateIn(transaction.DB, files); err != nil {
+		return errors.Join(err, transaction.rollback())
+	}
+	return transaction.commit()
+}
+
+func (db *DB) migrateIn(tx *gorm.DB, files []fs.DirEntry) error {
+	if db.dialect == PostgreSQL {
+		if err := tx.Exec("SELECT pg_advisory_xact_lock(?)", advisoryLock).Error; err != nil {
 			return err
 		}
-		var applied []int
-		if err := tx.Raw("SELECT version FROM migrations").Scan(&applied).Error; err != nil {
+	}
+	if err := tx.Exec("CREATE TABLE IF NOT EXISTS migrations (version BIGINT PRIMARY KEY, name TEXT NOT NULL)").Error; err != nil {
+		return err
+	}
+	var applied []int
+	if err := tx.Raw("SELECT version FROM migrations").Scan(&applied).Error; err != nil {
+		return err
+	}
+	done := map[int]bool{}
+	for _, v := range applied {
+		done[v] = true
+	}
+	newest := 0
+	for _, f := range files { // fs.ReadDir sorts by name, and the names start with three digits
+		number, name, _ := strings.Cut(strings.TrimSuffix(f.Name(), ".sql"), "_")
+		version, err := strconv.Atoi(number)
+		if err != nil || len(number) != 3 {
+			return fmt.Errorf("migration %s: its name must start with three digits", f.Name())
+		}
+		newest = version
+		if done[version] {
+			continue
+		}
+		text, err := migrations.ReadFile("migrations/" + f.Name())
+		if err != nil {
 			return err
 		}
-		done := map[int]bool{}
-		for _, v := range applied {
-			done[v] = true
-		}
-		newest := 0
-		for _, f := range files { // fs.ReadDir sorts by name, and the names start with three digits
-			number, name, _ := strings.Cut(strings.TrimSuffix(f.Name(), ".sql"), "_")
-			version, err := strconv.Atoi(number)
-			if err != nil || len(number) != 3 {
-				return fmt.Errorf("migration %s: its name must start with three digits", f.Name())
-			}
-			newest = version
-			if done[version] {
-				continue
-			}
-			text, err := migrations.ReadFile("migrations/" + f.Name())
-			if err != nil {
-				return err
-			}
-			for _, statement := range db.statements(string(text)) {
-				if err := tx.Exec(statement).Error; err != nil {
-					return fmt.Errorf("migration %s: %w\n%s", f.Name(), err, statement)
-				}
-			}
-			if err := tx.Exec("INSERT INTO migrations (version, name) VALUES (?, ?)", version, name).Error; err != nil {
-				return err
+		for _, statement := range db.statements(string(text)) {
+			if err := tx.Exec(statement).Error; err != nil {
+				return fmt.Errorf("migration %s: %w\n%s", f.Name(), err, statement)
 			}
 		}
-		for v := range done {
-			if v > newest {
-				return fmt.Errorf("the database was written by a newer Parley (migration %d, this one knows %d): run that one", v, newest)
-			}
+		if err := tx.Exec("INSERT INTO migrations (version, name) VALUES (?, ?)", version, name).Error; err != nil {
+			return err
 		}
-		return nil
-	})
+	}
+	for v := range done {
+		if v > newest {
+			return fmt.Errorf("the database was written by a newer Parley (migration %d, this one knows %d): run that one", v, newest)
+		}
+	}
+	return nil
 }
 
 // statements splits a migration's text for this database.

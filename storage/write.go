@@ -2,6 +2,7 @@ package storage
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"runtime/debug"
 
@@ -118,7 +119,7 @@ func (db *DB) collect(first *job) []*job {
 // batch is one transaction that several writes share.
 type batch struct {
 	db       *DB
-	tx       *gorm.DB
+	tx       *transaction
 	position int64 // last one given
 	locked   bool  // this transaction holds the counter
 }
@@ -154,9 +155,8 @@ func (db *DB) runBatch(jobs []*job) {
 }
 
 func (b *batch) run(jobs []*job) (err error) {
-	b.tx = b.db.write.WithContext(context.Background()).Begin()
-	if b.tx.Error != nil {
-		return fmt.Errorf("begin: %w", b.tx.Error)
+	if b.tx, err = b.db.begin(context.Background()); err != nil {
+		return fmt.Errorf("begin: %w", err)
 	}
 	kept := 0
 	for i, j := range jobs {
@@ -164,17 +164,19 @@ func (b *batch) run(jobs []*job) (err error) {
 		if b.runJob(j, i, alone); j.err == nil {
 			kept++
 		} else if alone {
-			return b.tx.Rollback().Error
+			return b.tx.rollback()
 		}
 	}
 	if kept > 0 {
 		err = b.storePosition()
 	}
 	if err != nil || kept == 0 {
-		b.tx.Rollback()
-		return err
+		return errors.Join(err, b.tx.rollback())
 	}
-	if err := b.tx.Commit().Error; err != nil {
+	if err := b.tx.commit(); err != nil {
+		// SQLite leaves the transaction open after some failures, such as a full disk; the rollback then ends it, and
+		// otherwise says that there is none.
+		_ = b.tx.rollback()
 		return fmt.Errorf("commit: %w", err)
 	}
 	return nil
