@@ -46,6 +46,9 @@ func (s *resolver) fullConflictedSet() ([]int32, error) {
 	walked, err := s.walkChains()
 	if errors.Is(err, errOrder) {
 		// Exactness goes before speed.
+		if s.UnconflictedEvents == nil && s.UnconflictedAfter != nil {
+			s.UnconflictedEvents = s.UnconflictedAfter(math.MinInt64)
+		}
 		s.Order, s.UnconflictedAfter = nil, nil
 		walked, err = s.walkChains()
 	}
