@@ -143,8 +143,7 @@ func (c *Client) multipartFile(ctx context.Context, q request, answer *http.Resp
 		if body.want != "" {
 			return nil, errors.New("a server that signs redirects to what it has not signed")
 		}
-		body.close()
-		return c.redirectedFile(ctx, location)
+		return c.redirectedFile(ctx, location, body)
 	}
 	return &media.RemoteFile{
 		Body:               &partReader{file, body},
@@ -153,8 +152,9 @@ func (c *Client) multipartFile(ctx context.Context, q request, answer *http.Resp
 	}, nil
 }
 
-// redirectedFile opens a file that a server keeps elsewhere: without authentication, guarded like everything else.
-func (c *Client) redirectedFile(ctx context.Context, location string) (*media.RemoteFile, error) {
+// redirectedFile opens a file that a server keeps elsewhere: without authentication, guarded like everything else. first is
+// the answer that redirects; its end would end ctx.
+func (c *Client) redirectedFile(ctx context.Context, location string, first *digestReader) (*media.RemoteFile, error) {
 	if !strings.HasPrefix(location, "https://") {
 		return nil, errors.New("redirect to what is not https")
 	}
@@ -170,7 +170,12 @@ func (c *Client) redirectedFile(ctx context.Context, location string) (*media.Re
 		answer.Body.Close()
 		return nil, fmt.Errorf("status %d", answer.StatusCode)
 	}
-	return &media.RemoteFile{Body: answer.Body, ContentType: answer.Header.Get("Content-Type"), ContentDisposition: answer.Header.Get("Content-Disposition")}, nil
+	body := &digestReader{r: answer.Body, close: func() error { return errors.Join(answer.Body.Close(), first.close()) }}
+	return &media.RemoteFile{
+		Body:               &partReader{body, body},
+		ContentType:        answer.Header.Get("Content-Type"),
+		ContentDisposition: answer.Header.Get("Content-Disposition"),
+	}, nil
 }
 
 func (c *Client) plainFile(_ context.Context, _ request, answer *http.Response, body *digestReader) (*media.RemoteFile, error) {
