@@ -50,7 +50,7 @@ type Blobs interface {
 	// Stage begins a new blob. The caller ends it with Commit or Discard.
 	Stage() (*StagedBlob, error)
 	// Open reads a blob; the caller closes it. It is ErrNoBlob if there is none. ctx bounds all the reading.
-	Open(ctx context.Context, hash BlobHash) (io.ReadSeekCloser, error)
+	Open(ctx context.Context, hash BlobHash) (Blob, error)
 	// Size is the number of bytes of a blob, or ErrNoBlob.
 	Size(ctx context.Context, hash BlobHash) (int64, error)
 	// Delete removes a blob and gives its space back. Deleting what is not there is no error.
@@ -60,6 +60,12 @@ type Blobs interface {
 
 	// put makes the staged file durable under its hash. It may move the file away from path.
 	put(ctx context.Context, hash BlobHash, path string, size int64) error
+}
+
+// Blob is the content of a blob, opened.
+type Blob interface {
+	io.ReadSeekCloser
+	io.ReaderAt
 }
 
 // BlobMeta is what a store knows about a blob without opening it.
@@ -190,7 +196,7 @@ func (d *DiskBlobs) path(hash BlobHash) string {
 }
 
 // Open implements Blobs. The result is an *os.File, so that the kernel can send it.
-func (d *DiskBlobs) Open(_ context.Context, hash BlobHash) (io.ReadSeekCloser, error) {
+func (d *DiskBlobs) Open(_ context.Context, hash BlobHash) (Blob, error) {
 	file, err := os.Open(d.path(hash))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, ErrNoBlob

@@ -119,8 +119,9 @@ func (db *DB) ReserveMedia(ctx context.Context, m Media, maxPending int) error {
 // AddMedia adds a file whose blob has been committed to the store, or fills the ID that ReserveMedia gave out. It is
 // ErrMediaExists if there is content already, ErrQuota if the uploader would have more than quota bytes (0: no limit),
 // ErrBlobDoomed if the blob must be put into the store again. When it returns nil, the caller must still make sure that
-// the blob is in the store: it may have been deleted between commit and AddMedia, but not after.
-func (db *DB) AddMedia(ctx context.Context, m Media, quota int64) error {
+// the blob is in the store: it may have been deleted between commit and AddMedia, but not after. recording is what was
+// counted in the blob if it is one, else nil.
+func (db *DB) AddMedia(ctx context.Context, m Media, recording *Recording, quota int64) error {
 	return db.Write(ctx, func(tx *Tx) error {
 		old, err := takeMedia(tx.DB, m.Server, m.MediaID)
 		switch {
@@ -141,6 +142,11 @@ func (db *DB) AddMedia(ctx context.Context, m Media, quota int64) error {
 		}
 		if err := tx.referToBlob(m.Hash, m.Size); err != nil {
 			return err
+		}
+		if recording != nil {
+			if err := tx.addRecording(m.Hash, *recording); err != nil {
+				return err
+			}
 		}
 		row := m.row()
 		if old == nil {
@@ -266,7 +272,7 @@ func (tx *Tx) referToBlob(hash BlobHash, size int64) error {
 	return tx.Exec("UPDATE blobs SET refs = refs + 1 WHERE hash = ?", hash.String()).Error
 }
 
-// releaseBlob takes one reference away. With the last one the thumbnails of the blob go too.
+// releaseBlob takes one reference away. With the last one goes all that was made from the blob and is known of it.
 func (tx *Tx) releaseBlob(hash string, now time.Time) error {
 	err := tx.Exec("UPDATE blobs SET refs = refs - 1, claim = 0, doomed_ms = ? WHERE hash = ?", now.UnixMilli(), hash).Error
 	if err != nil {
@@ -276,15 +282,17 @@ func (tx *Tx) releaseBlob(hash string, now time.Time) error {
 	if err := tx.Where("hash = ?", hash).Take(&row).Error; err != nil || row.Refs > 0 {
 		return err
 	}
-	var thumbnails []thumbnailRow
-	if err := tx.Where("source = ?", hash).Find(&thumbnails).Error; err != nil {
+	var derivatives []derivativeRow
+	if err := tx.Where("source = ?", hash).Find(&derivatives).Error; err != nil {
 		return err
 	}
-	if err := tx.Exec("DELETE FROM thumbnails WHERE source = ?", hash).Error; err != nil {
-		return err
+	for _, table := range []string{"derivatives WHERE source", "recordings WHERE hash"} {
+		if err := tx.Exec("DELETE FROM "+table+" = ?", hash).Error; err != nil {
+			return err
+		}
 	}
-	for _, t := range thumbnails {
-		if err := tx.releaseBlob(t.Hash, now); err != nil {
+	for _, d := range derivatives {
+		if err := tx.releaseBlob(d.Hash, now); err != nil {
 			return err
 		}
 	}
@@ -356,77 +364,69 @@ func (db *DB) ForgetBlobs(ctx context.Context, claimed DoomedBlobs) error {
 	})
 }
 
-// Thumbnail is a picture made from a blob.
-type Thumbnail struct {
+// Derivative is what was made from a blob: a thumbnail, or a recording in another container. It goes with the blob.
+type Derivative struct {
 	Source        BlobHash // what it was made from
-	Width, Height int      // asked for; it may be larger
-	Crop          bool
+	Kind          string   // "crop", "scale", or the container of a recording
+	Width, Height int      // that were asked for; 0 for a recording
 	Hash          BlobHash
 	Size          int64 // bytes
 	ContentType   string
 }
 
-type thumbnailRow struct {
+type derivativeRow struct {
 	Source      string
+	Kind        string
 	Width       int
 	Height      int
-	Method      string // crop or scale
 	Hash        string
 	Size        int64
 	ContentType string
 }
 
-func (thumbnailRow) TableName() string { return "thumbnails" }
+func (derivativeRow) TableName() string { return "derivatives" }
 
-// Thumbnail finds a thumbnail of exactly this size, or ErrNotFound.
-func (db *DB) Thumbnail(ctx context.Context, source BlobHash, width, height int, crop bool) (Thumbnail, error) {
-	var row thumbnailRow
-	err := db.Read(ctx).Where("source = ? AND width = ? AND height = ? AND method = ?", source.String(), width, height, method(crop)).
-		Take(&row).Error
+// Derivative finds what was made from a blob, or ErrNotFound.
+func (db *DB) Derivative(ctx context.Context, source BlobHash, kind string, width, height int) (Derivative, error) {
+	var row derivativeRow
+	err := db.Read(ctx).Where("source = ? AND kind = ? AND width = ? AND height = ?", source.String(), kind, width, height).Take(&row).Error
 	if errors.Is(err, gorm.ErrRecordNotFound) {
 		err = ErrNotFound
 	}
 	if err != nil {
-		return Thumbnail{}, err
+		return Derivative{}, err
 	}
-	t := Thumbnail{Source: source, Width: width, Height: height, Crop: crop, Size: row.Size, ContentType: row.ContentType}
-	t.Hash, err = ParseBlobHash(row.Hash)
-	return t, err
+	d := Derivative{Source: source, Kind: kind, Width: width, Height: height, Size: row.Size, ContentType: row.ContentType}
+	d.Hash, err = ParseBlobHash(row.Hash)
+	return d, err
 }
 
-// AddThumbnail keeps a thumbnail whose blob has been committed; what AddMedia says about blobs holds here too. It does
-// nothing and returns false if the source is gone or is its own thumbnail, there is such a thumbnail already, or the
-// source has limit of them.
-func (db *DB) AddThumbnail(ctx context.Context, t Thumbnail, limit int) (added bool, err error) {
-	if t.Hash == t.Source {
+// AddDerivative keeps a derivative whose blob has been committed; what AddMedia says about blobs holds here too. It does
+// nothing and returns false if the source is gone or the same, there is such a derivative already, or the source has
+// limit of them.
+func (db *DB) AddDerivative(ctx context.Context, d Derivative, limit int) (added bool, err error) {
+	if d.Hash == d.Source {
 		return false, nil
 	}
 	err = db.Write(ctx, func(tx *Tx) error {
 		var alive, others, same int
-		source := t.Source.String()
-		err := tx.Raw("SELECT (SELECT count(*) FROM blobs WHERE hash = ? AND refs > 0), (SELECT count(*) FROM thumbnails WHERE source = ?), "+
-			"(SELECT count(*) FROM thumbnails WHERE source = ? AND width = ? AND height = ? AND method = ?)",
-			source, source, source, t.Width, t.Height, method(t.Crop)).Row().Scan(&alive, &others, &same)
+		source := d.Source.String()
+		err := tx.Raw("SELECT (SELECT count(*) FROM blobs WHERE hash = ? AND refs > 0), (SELECT count(*) FROM derivatives WHERE source = ?), "+
+			"(SELECT count(*) FROM derivatives WHERE source = ? AND kind = ? AND width = ? AND height = ?)",
+			source, source, source, d.Kind, d.Width, d.Height).Row().Scan(&alive, &others, &same)
 		if err != nil || alive == 0 || same > 0 || others >= limit {
 			return err
 		}
-		if err := tx.referToBlob(t.Hash, t.Size); err != nil {
+		if err := tx.referToBlob(d.Hash, d.Size); err != nil {
 			return err
 		}
 		added = true
-		return tx.Create(&thumbnailRow{
-			Source: source, Width: t.Width, Height: t.Height, Method: method(t.Crop),
-			Hash: t.Hash.String(), Size: t.Size, ContentType: t.ContentType,
+		return tx.Create(&derivativeRow{
+			Source: source, Kind: d.Kind, Width: d.Width, Height: d.Height,
+			Hash: d.Hash.String(), Size: d.Size, ContentType: d.ContentType,
 		}).Error
 	})
 	return added, err
-}
-
-func method(crop bool) string {
-	if crop {
-		return "crop"
-	}
-	return "scale"
 }
 
 // URLPreview finds a preview made after the given time, or ErrNotFound.

@@ -23,7 +23,7 @@ func someMedia(id, content string) storage.Media {
 
 func addMedia(t *testing.T, db *storage.DB, m storage.Media) {
 	t.Helper()
-	if err := db.AddMedia(t.Context(), m, 0); err != nil {
+	if err := db.AddMedia(t.Context(), m, nil, 0); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -45,7 +45,7 @@ func TestMediaIsFoundAsItWasAdded(t *testing.T) {
 		if err != nil || !cmp.Equal(got, want) {
 			t.Fatalf("%v\n%s", err, cmp.Diff(want, got))
 		}
-		if err := db.AddMedia(t.Context(), want, 0); !errors.Is(err, storage.ErrMediaExists) {
+		if err := db.AddMedia(t.Context(), want, nil, 0); !errors.Is(err, storage.ErrMediaExists) {
 			t.Fatalf("added twice: %v", err)
 		}
 		if _, err := db.Media(t.Context(), "here.example", "A"); !errors.Is(err, storage.ErrNotFound) {
@@ -84,10 +84,10 @@ func TestReservedMediaIsFilledAndExpires(t *testing.T) {
 func TestQuotaCountsWhatIsThere(t *testing.T) {
 	storagetest.Each(t, func(t *testing.T, db *storage.DB) {
 		addMedia(t, db, someMedia("a", "12345"))
-		if err := db.AddMedia(t.Context(), someMedia("b", "123456"), 10); !errors.Is(err, storage.ErrQuota) {
+		if err := db.AddMedia(t.Context(), someMedia("b", "123456"), nil, 10); !errors.Is(err, storage.ErrQuota) {
 			t.Fatalf("over the quota: %v", err)
 		}
-		if err := db.AddMedia(t.Context(), someMedia("b", "12346"), 10); err != nil {
+		if err := db.AddMedia(t.Context(), someMedia("b", "12346"), nil, 10); err != nil {
 			t.Fatal(err)
 		}
 		if n, err := db.UploadedBytes(t.Context(), "@alice:here.example"); err != nil || n != 10 {
@@ -103,17 +103,17 @@ func TestLastReferenceDoomsTheBlobAndItsThumbnails(t *testing.T) {
 		remote := someMedia("a", "picture")
 		remote.Server, remote.Uploader = "there.example", ""
 		addMedia(t, db, remote)
-		small := storage.Thumbnail{Source: remote.Hash, Width: 32, Height: 32, Crop: true, Hash: sha256.Sum256([]byte("small")), Size: 5, ContentType: "image/png"}
+		small := storage.Derivative{Source: remote.Hash, Kind: "crop", Width: 32, Height: 32, Hash: sha256.Sum256([]byte("small")), Size: 5, ContentType: "image/png"}
 		for range 2 { // the second changes nothing
-			if _, err := db.AddThumbnail(ctx, small, 10); err != nil {
+			if _, err := db.AddDerivative(ctx, small, 10); err != nil {
 				t.Fatal(err)
 			}
 		}
-		got, err := db.Thumbnail(ctx, remote.Hash, 32, 32, true)
+		got, err := db.Derivative(ctx, remote.Hash, "crop", 32, 32)
 		if err != nil || !cmp.Equal(got, small) {
 			t.Fatalf("%v\n%s", err, cmp.Diff(small, got))
 		}
-		if _, err := db.Thumbnail(ctx, remote.Hash, 32, 32, false); !errors.Is(err, storage.ErrNotFound) {
+		if _, err := db.Derivative(ctx, remote.Hash, "scale", 32, 32); !errors.Is(err, storage.ErrNotFound) {
 			t.Fatal(err)
 		}
 
@@ -130,10 +130,10 @@ func TestLastReferenceDoomsTheBlobAndItsThumbnails(t *testing.T) {
 		if len(d.Hashes) != 2 {
 			t.Fatalf("%d doomed, want the picture and its thumbnail", len(d.Hashes))
 		}
-		if err := db.AddMedia(ctx, someMedia("c", "picture"), 0); !errors.Is(err, storage.ErrBlobDoomed) {
+		if err := db.AddMedia(ctx, someMedia("c", "picture"), nil, 0); !errors.Is(err, storage.ErrBlobDoomed) {
 			t.Fatalf("a doomed blob was referred to: %v", err)
 		}
-		if added, err := db.AddThumbnail(ctx, small, 10); err != nil || added {
+		if added, err := db.AddDerivative(ctx, small, 10); err != nil || added {
 			t.Fatalf("a thumbnail of what is gone: %v, %v", added, err)
 		}
 		if d := doomed(t, db, mediaNow.Add(time.Minute)); len(d.Hashes) != 0 {
@@ -214,6 +214,33 @@ func TestURLPreviewIsKeptUntilItIsOld(t *testing.T) {
 		}
 		if _, err := db.URLPreview(ctx, "https://a.example/", mediaNow); !errors.Is(err, storage.ErrNotFound) {
 			t.Fatalf("an old preview: %v", err)
+		}
+	})
+}
+
+func TestRecordingIsKnownAsLongAsItsBlob(t *testing.T) {
+	storagetest.Each(t, func(t *testing.T, db *storage.DB) {
+		ctx := t.Context()
+		m := someMedia("a", "sound")
+		want := storage.Recording{Hash: m.Hash, Container: "ogg", Channels: 1, Samples: 190080}
+		for _, id := range []string{"a", "b"} {
+			m.MediaID = id
+			if err := db.AddMedia(ctx, m, &want, 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want.Waveform = []int{0, 512, 1024}
+		if err := db.SetWaveform(ctx, m.Hash, want.Waveform); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := db.Recording(ctx, m.Hash); err != nil || !cmp.Equal(got, want) || got.Duration() != 3960*time.Millisecond {
+			t.Fatalf("%v\n%s", err, cmp.Diff(want, got))
+		}
+		if n, err := db.DeleteUploads(ctx, m.Uploader, 10, mediaNow); err != nil || n != 2 {
+			t.Fatal(n, err)
+		}
+		if _, err := db.Recording(ctx, m.Hash); !errors.Is(err, storage.ErrNotFound) {
+			t.Fatal(err)
 		}
 	})
 }

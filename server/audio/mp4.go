@@ -50,6 +50,9 @@ func newMP4Reader(r io.ReaderAt, size int64) (*mp4Reader, error) {
 	idle := size
 	for at := int64(0); at < size; {
 		kind, body, end, err := m.topBox(at)
+		if err != nil && m.head.Channels == 0 { // nobody can say that this should have been a recording
+			return nil, ErrUnsupported
+		}
 		if err != nil {
 			return nil, err
 		}

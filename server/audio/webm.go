@@ -85,21 +85,20 @@ func newWebMReader(r io.Reader) (*webMReader, error) {
 		return nil, ErrUnsupported
 	}
 	if err := w.skip(size); err != nil {
-		return nil, err
+		return nil, ErrUnsupported
 	}
 	id, size, err = w.element()
-	if err != nil {
-		return nil, unended(err)
-	}
-	if id != mkvSegment {
-		return nil, malformed("the EBML header is not followed by a segment")
+	if err != nil || id != mkvSegment {
+		return nil, ErrUnsupported
 	}
 	if size >= 0 {
 		w.end = w.at + size
 	}
-	for w.number == 0 {
-		if _, err := w.step(); err != nil {
-			return nil, unended(err)
+	for w.number == 0 { // until the track is known nobody can say that this should have been a recording
+		if _, err := w.step(); err != nil && w.number == 0 {
+			return nil, ErrUnsupported
+		} else if err != nil {
+			return nil, err
 		}
 	}
 	return w, nil
@@ -208,19 +207,17 @@ func (w *webMReader) readTracks(size int64) error {
 	if w.number != 0 {
 		return malformed("the WebM file lists its tracks twice")
 	}
+	var tracks [][]byte
 	err = ebmlEach(b, func(id uint32, b []byte) error {
-		if id != mkvTrack {
-			return nil
+		if id == mkvTrack {
+			tracks = append(tracks, b)
 		}
-		if w.number != 0 {
-			return ErrUnsupported // a film, or several languages
-		}
-		return w.readTrack(b)
+		return nil
 	})
-	if err == nil && w.number == 0 {
-		err = malformed("the WebM file has no track")
+	if err != nil || len(tracks) != 1 { // a film, or several languages
+		return ErrUnsupported
 	}
-	return err
+	return w.readTrack(tracks[0])
 }
 
 func (w *webMReader) readTrack(b []byte) error {

@@ -32,6 +32,15 @@ type Config struct {
 	// ThumbnailJobs is how many thumbnails are made at the same time; each may need 8 bytes of memory per pixel.
 	ThumbnailJobs int `mapstructure:"thumbnail_jobs"`
 
+	// VerifyRecordings refuses uploads that are Ogg, WebM or MP4 files of one Opus stream and are damaged, forged, chained
+	// to or hidden in another file, or have more than two channels.
+	VerifyRecordings bool `mapstructure:"verify_recordings"`
+	// Renditions lets clients have a recording in another container (ogg, webm or mp4), as far as they can play it.
+	Renditions bool `mapstructure:"renditions"`
+	// MaxDecoded is the longest recording whose waveform is computed; a minute takes about a quarter of a second of
+	// one core. 0 computes none.
+	MaxDecoded time.Duration `mapstructure:"max_decoded"`
+
 	// UnauthenticatedDownloads opens the deprecated /_matrix/media/v3/download and thumbnail paths, on which everyone
 	// who knows a media ID may read it, for old clients and for servers that speak nothing newer than Matrix 1.10.
 	UnauthenticatedDownloads bool `mapstructure:"unauthenticated_downloads"`
@@ -57,6 +66,9 @@ func DefaultConfig() Config {
 		RemoteFetches:      32,
 		MaxImagePixels:     32 << 20,
 		ThumbnailJobs:      2,
+		VerifyRecordings:   true,
+		Renditions:         true,
+		MaxDecoded:         10 * time.Minute,
 		URLPreviewMaxBytes: 10 << 20,
 		URLPreviewTimeout:  20 * time.Second,
 	}

@@ -58,9 +58,10 @@ func (f *fetch) run(wait time.Duration) {
 	defer func() { staged.Discard() }()
 	m, err := f.download(ctx, wait)
 	if err == nil {
+		recording, _ := r.inspect(staged, staged.Size()) // what is not well-formed is a file like others
 		staged, err = r.keep(ctx, staged, func(hash storage.BlobHash, size int64) error {
 			m.Hash, m.Size, m.Created = hash, size, r.Now()
-			err := r.DB.AddMedia(ctx, m, 0)
+			err := r.DB.AddMedia(ctx, m, recording, 0)
 			if errors.Is(err, storage.ErrMediaExists) { // another process was faster; the blob is put, its row stands
 				err = nil
 			}

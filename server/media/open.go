@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"parley.im/parley/server/audio"
 	"parley.im/parley/server/matrix"
 	"parley.im/parley/storage"
 )
@@ -21,6 +22,9 @@ type Request struct {
 	LocalOnly bool
 	// Unauthenticated is a request on the deprecated paths: M_NOT_FOUND unless the configuration opens them.
 	Unauthenticated bool
+	// Container asks for a recording in this container, remuxed if it is in another one: M_INVALID_PARAM for what is no
+	// recording or where renditions are turned off. Empty means as it is. Thumbnails do not regard it.
+	Container audio.Container
 }
 
 // DefaultWait is the timeout_ms of a request that does not give one.
@@ -32,6 +36,9 @@ const DefaultWait = 20 * time.Second
 // ctx bounds all reading.
 // Spec v1.19 client-server-api/#get_matrixclientv1mediadownloadservernamemediaid
 func (r *Repository) Open(ctx context.Context, req Request) (*File, error) {
+	if req.Container != "" {
+		return r.rendition(ctx, req)
+	}
 	m, fetch, err := r.find(ctx, req)
 	if err != nil {
 		return nil, err

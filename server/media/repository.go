@@ -61,7 +61,8 @@ type Repository struct {
 
 	fetchSlots chan struct{}
 	imageSlots chan struct{}
-	making     singleflight.Group // thumbnails and previews by what they are made of
+	soundSlots chan struct{}
+	making     singleflight.Group // thumbnails, previews and waveforms by what they are made of
 
 	mu       sync.Mutex
 	fetches  map[URI]*fetch
@@ -79,6 +80,7 @@ func New(o Options) *Repository {
 		Options:    o,
 		fetchSlots: make(chan struct{}, max(o.Config.RemoteFetches, 1)),
 		imageSlots: make(chan struct{}, max(o.Config.ThumbnailJobs, 1)),
+		soundSlots: make(chan struct{}, 2),
 		fetches:    map[URI]*fetch{},
 		uploaded:   make(chan struct{}),
 		used:       map[URI]time.Time{},

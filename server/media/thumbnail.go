@@ -22,8 +22,8 @@ import (
 
 const (
 	maxThumbnailSide = 1600
-	// maxThumbnails of one file are kept; further sizes are made anew each time.
-	maxThumbnails     = 16
+	// maxDerivatives of one file are kept; further ones are made anew each time.
+	maxDerivatives    = 16
 	thumbnailQuality  = 85
 	maxThumbnailBytes = 10 << 20 // of one that another server makes
 )
@@ -66,6 +66,13 @@ func ParseThumbnailSize(query map[string][]string) (ThumbnailSize, error) {
 	return size, nil
 }
 
+func (s ThumbnailSize) kind() string {
+	if s.Crop {
+		return "crop"
+	}
+	return "scale"
+}
+
 // usual rounds a size up to one of those that the spec recommends, if one is close, so that clients share thumbnails;
 // a size that is not among them stays, within limits. Spec v1.19 client-server-api/#thumbnails
 func (s ThumbnailSize) usual() ThumbnailSize {
@@ -105,14 +112,14 @@ func (r *Repository) Thumbnail(ctx context.Context, req Request, size ThumbnailS
 	if err != nil {
 		return nil, err
 	}
-	kept, err := r.DB.Thumbnail(ctx, source.Hash, size.Width, size.Height, size.Crop)
+	kept, err := r.DB.Derivative(ctx, source.Hash, size.kind(), size.Width, size.Height)
 	if err == nil {
 		return r.openThumbnail(ctx, source, kept)
 	}
 	if !errors.Is(err, storage.ErrNotFound) {
 		return nil, fmt.Errorf("find thumbnail: %w", err)
 	}
-	key := fmt.Sprintf("thumbnail %s %dx%d %v", source.Hash, size.Width, size.Height, size.Crop)
+	key := fmt.Sprintf("thumbnail %s %s %dx%d", source.Hash, size.kind(), size.Width, size.Height)
 	// Made under the server's life, so that the first of several who ask may go.
 	made := r.making.DoChan(key, func() (any, error) {
 		r.running.Add(1)
@@ -130,7 +137,7 @@ func (r *Repository) Thumbnail(ctx context.Context, req Request, size ThumbnailS
 	}
 }
 
-func (r *Repository) openThumbnail(ctx context.Context, source storage.Media, t storage.Thumbnail) (*File, error) {
+func (r *Repository) openThumbnail(ctx context.Context, source storage.Media, t storage.Derivative) (*File, error) {
 	return r.openBlob(ctx, storage.Media{Hash: t.Hash, Size: t.Size, ContentType: t.ContentType, Filename: thumbnailName(t.ContentType), Created: source.Created})
 }
 
@@ -141,7 +148,7 @@ func thumbnailName(contentType string) string {
 	return "thumbnail" + map[string]string{"image/jpeg": ".jpg", "image/gif": ".gif", "image/webp": ".webp", "image/apng": ".png"}[contentType]
 }
 
-// picture is a thumbnail just made: its bytes, or none if the original is small enough to be its own thumbnail.
+// picture is a thumbnail, or a rendition, just made: its bytes, or none if the original is small enough to be its own thumbnail.
 type picture struct {
 	bytes       []byte
 	hash        storage.BlobHash // zero if it was not kept
@@ -171,36 +178,36 @@ func (r *Repository) makeThumbnail(ctx context.Context, req Request, source stor
 	if err != nil || p.bytes == nil {
 		return p, err
 	}
-	staged, err := r.Blobs.Stage()
-	if err != nil {
-		return p, err
-	}
-	defer func() { staged.Discard() }()
-	if _, err := staged.Write(p.bytes); err != nil {
-		return p, err
-	}
-	staged, err = r.keepThumbnail(ctx, staged, &p, storage.Thumbnail{
-		Source: source.Hash, Width: size.Width, Height: size.Height, Crop: size.Crop, ContentType: p.contentType,
+	p.hash, err = r.keepDerivative(ctx, p.bytes, storage.Derivative{
+		Source: source.Hash, Kind: size.kind(), Width: size.Width, Height: size.Height, ContentType: p.contentType,
 	})
 	return p, err
 }
 
-func (r *Repository) keepThumbnail(ctx context.Context, staged *storage.StagedBlob, p *picture, t storage.Thumbnail) (*storage.StagedBlob, error) {
-	var notKept bool
-	staged, err := r.keep(ctx, staged, func(hash storage.BlobHash, size int64) error {
-		t.Hash, t.Size, p.hash = hash, size, hash
-		added, err := r.DB.AddThumbnail(ctx, t, maxThumbnails)
-		notKept = err == nil && !added
+// keepDerivative stores what was made from a file, unless there is too much of it already.
+func (r *Repository) keepDerivative(ctx context.Context, content []byte, d storage.Derivative) (storage.BlobHash, error) {
+	staged, err := r.Blobs.Stage()
+	if err != nil {
+		return d.Hash, err
+	}
+	defer func() { staged.Discard() }()
+	if _, err := staged.Write(content); err != nil {
+		return d.Hash, err
+	}
+	var added bool
+	staged, err = r.keep(ctx, staged, func(hash storage.BlobHash, size int64) (err error) {
+		d.Hash, d.Size = hash, size
+		added, err = r.DB.AddDerivative(ctx, d, maxDerivatives)
 		return err
 	})
-	if err == nil && notKept { // its blob may be nobody's
-		claimed, err := r.DB.DoomOrphan(ctx, t.Hash, r.Now())
-		if err != nil {
-			return staged, err
-		}
-		return staged, r.deleteClaimed(ctx, claimed)
+	if err != nil || added {
+		return d.Hash, err
 	}
-	return staged, err
+	claimed, err := r.DB.DoomOrphan(ctx, d.Hash, r.Now()) // its blob may be nobody's
+	if err != nil {
+		return d.Hash, err
+	}
+	return d.Hash, r.deleteClaimed(ctx, claimed)
 }
 
 // remoteThumbnail asks the server that has the file for what we cannot make: of videos and drawings.

@@ -28,7 +28,7 @@ type Upload struct {
 }
 
 // Upload stores a file of user's under a new media ID. It is M_TOO_LARGE (413) above the limit and M_FORBIDDEN above the
-// user's quota. When it returns, the file survives the loss of power.
+// user's quota, M_INVALID_PARAM for a recording that is not well-formed. When it returns, the file survives the loss of power.
 // Spec v1.19 client-server-api/#post_matrixmediav3upload
 func (r *Repository) Upload(ctx context.Context, user matrix.UserID, u Upload) (URI, error) {
 	uri := URI{r.Server, newMediaID()}
@@ -103,13 +103,17 @@ func (r *Repository) receive(ctx context.Context, user matrix.UserID, uri URI, u
 	case u.Size >= 0 && n != u.Size:
 		return matrix.BadRequest("the upload has %d bytes, its Content-Length says %d", n, u.Size)
 	}
+	recording, err := r.inspect(staged, n)
+	if err != nil {
+		return err
+	}
 	m := storage.Media{
 		Server: uri.Server, MediaID: uri.MediaID, Uploader: user, Created: r.Now(),
 		ContentType: cleanContentType(u.ContentType), Filename: cleanFilename(u.Filename),
 	}
 	staged, err = r.keep(ctx, staged, func(hash storage.BlobHash, size int64) error {
 		m.Hash, m.Size = hash, size
-		return r.DB.AddMedia(ctx, m, r.Config.UserQuotaBytes)
+		return r.DB.AddMedia(ctx, m, recording, r.Config.UserQuotaBytes)
 	})
 	switch {
 	case errors.Is(err, storage.ErrMediaExists):
@@ -118,6 +122,9 @@ func (r *Repository) receive(ctx context.Context, user matrix.UserID, uri URI, u
 		return matrix.Forbidden("this file would put you over your quota of %d bytes", r.Config.UserQuotaBytes)
 	case err != nil:
 		return fmt.Errorf("keep upload: %w", err)
+	}
+	if recording != nil {
+		r.measureAhead(m.Hash)
 	}
 	return nil
 }

@@ -20,7 +20,7 @@ CREATE INDEX media_by_uploader ON media (uploader, size) WHERE uploader <> '';
 CREATE INDEX media_by_expiry ON media (expires_ms) WHERE expires_ms > 0;
 CREATE INDEX media_by_use ON media (used_ms) WHERE uploader = '';
 
--- What stands for a blob: rows of media and of thumbnails. A blob without references is doomed: it is deleted from the
+-- What stands for a blob: rows of media and of derivatives. A blob without references is doomed: it is deleted from the
 -- store first and from this table then, by the one whose claim stands here; nobody may refer to it in between.
 CREATE TABLE blobs (
   hash TEXT PRIMARY KEY,
@@ -33,17 +33,31 @@ CREATE TABLE blobs (
 );
 CREATE INDEX blobs_doomed ON blobs (doomed_ms) WHERE refs = 0;
 
--- Thumbnails by the blob they were made from; they go when it goes. Their own bytes are blobs too.
-CREATE TABLE thumbnails (
+-- What was made from a blob: thumbnails, and recordings in another container. They go when it goes; their own bytes are
+-- blobs too.
+CREATE TABLE derivatives (
   source TEXT NOT NULL,
+  -- crop, scale, or a container.
+  kind TEXT NOT NULL,
+  -- 0 for recordings.
   width BIGINT NOT NULL,
   height BIGINT NOT NULL,
-  -- crop or scale
-  method TEXT NOT NULL,
   hash TEXT NOT NULL,
   size BIGINT NOT NULL,
   content_type TEXT NOT NULL,
-  PRIMARY KEY (source, width, height, method)
+  PRIMARY KEY (source, kind, width, height)
+);
+
+-- What was counted in blobs that are recordings: one Opus stream of one or two channels. They go with their blob.
+CREATE TABLE recordings (
+  hash TEXT PRIMARY KEY,
+  -- ogg, webm or mp4
+  container TEXT NOT NULL,
+  channels BIGINT NOT NULL,
+  -- At 48 kHz, to be heard.
+  samples BIGINT NOT NULL,
+  -- 100 numbers from 0 to 1024 with commas between them; empty until they have been computed.
+  waveform TEXT NOT NULL
 );
 
 -- Previews of links as JSON, until they expire.
