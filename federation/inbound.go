@@ -32,7 +32,6 @@ const maxPerServer = 64
 // HandlerOptions are what the server-server API stands on. All are needed unless it says otherwise.
 type HandlerOptions struct {
 	Client *Client
-	Sender *Sender
 	Rooms  *room.Service
 	Users  *user.Users
 	Keys   *keys.Keys

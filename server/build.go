@@ -103,7 +103,7 @@ func build(ctx context.Context, cfg *Config, log *slog.Logger) (h *house, err er
 	h.sender = federation.NewSender(h.client, h.rooms)
 	h.sync = syncer.New(syncer.Options{Config: cfg.Sync, ServerName: server, DB: h.db, OnEDU: h.sender.SendEDU, Log: log})
 	h.closers = append(h.closers, h.sync.Close)
-	h.federation = federation.NewHandler(federation.HandlerOptions{Client: h.client, Sender: h.sender, Rooms: h.rooms, Users: h.users,
+	h.federation = federation.NewHandler(federation.HandlerOptions{Client: h.client, Rooms: h.rooms, Users: h.users,
 		Keys: h.keys, Media: h.media, Sync: h.sync, Version: version()})
 	h.api, err = api.New(cfg.ClientAPI, api.Deps{ServerName: server, Users: h.users, Keys: h.keys, Push: h.push, Media: h.media,
 		Rooms: h.rooms, Sync: h.sync, DB: h.db, DefaultRoomVersion: cfg.Rooms.DefaultVersion, Log: log, Metrics: h.registry})
