@@ -37,6 +37,10 @@ const (
 
 	// targetTTL is how long the outcome of all steps is kept. Go's resolver does not tell the TTL of SRV records.
 	targetTTL = 5 * time.Minute
+	// When the DNS could not say whether there are SRV records, we go on as if there were none (the certificate must be
+	// for the same name either way), but ask again soon.
+	doubtfulTTL = 15 * time.Second
+	srvTimeout  = 4 * time.Second
 	// maxCachedServers bounds each cache; beyond it something is thrown out.
 	maxCachedServers = 10_000
 )
@@ -46,6 +50,8 @@ type target struct {
 	host    string   // value of the Host header
 	tlsName string   // the certificate must be for this name or address
 	dial    []string // host:port, in the order to try
+	// doubtful: the DNS failed to answer a question on the way.
+	doubtful bool
 }
 
 // discovery finds servers. Spec v1.19 server-server-api/#resolving-server-names
@@ -99,7 +105,11 @@ func (d *discovery) find(ctx context.Context, server matrix.ServerName) (target,
 	if len(d.targets) >= maxCachedServers {
 		clear(d.targets)
 	}
-	d.targets[server] = cachedTarget{t, d.now().Add(targetTTL)}
+	ttl := targetTTL
+	if t.doubtful {
+		ttl = doubtfulTTL
+	}
+	d.targets[server] = cachedTarget{t, d.now().Add(ttl)}
 	return t, nil
 }
 
@@ -119,7 +129,7 @@ func (d *discovery) look(ctx context.Context, server matrix.ServerName) (target,
 	}
 	// 2: an explicit port.
 	if port != "" {
-		return target{string(server), host, []string{net.JoinHostPort(host, port)}}, nil
+		return target{host: string(server), tlsName: host, dial: []string{net.JoinHostPort(host, port)}}, nil
 	}
 	// 3: /.well-known delegates to another name.
 	delegated, err := d.delegate(ctx, host)
@@ -134,7 +144,7 @@ func (d *discovery) look(ctx context.Context, server matrix.ServerName) (target,
 		}
 		// 3.2
 		if dPort != "" {
-			return target{string(delegated), dHost, []string{net.JoinHostPort(dHost, dPort)}}, nil
+			return target{host: string(delegated), tlsName: dHost, dial: []string{net.JoinHostPort(dHost, dPort)}}, nil
 		}
 		// 3.3 to 3.5
 		return d.findByDNS(ctx, dHost)
@@ -145,15 +155,15 @@ func (d *discovery) look(ctx context.Context, server matrix.ServerName) (target,
 
 // findByDNS looks for SRV records, new and old, and falls back to port 8448 (3.3 to 3.5, and 4 to 6).
 func (d *discovery) findByDNS(ctx context.Context, host string) (target, error) {
+	t := target{host: host, tlsName: host}
 	for _, service := range []string{"matrix-fed", "matrix"} {
-		_, records, err := d.dns.LookupSRV(ctx, service, "tcp", host)
-		if err != nil {
-			if notFound := new(net.DNSError); errors.As(err, &notFound) && !notFound.IsTemporary && !notFound.IsTimeout {
-				continue
-			}
-			return target{}, fmt.Errorf("look up SRV of %s: %w", host, err)
+		records, err := d.lookUpSRV(ctx, service, host)
+		if ctx.Err() != nil {
+			return target{}, ctx.Err()
 		}
-		t := target{host: host, tlsName: host}
+		if missing := new(net.DNSError); err != nil && !(errors.As(err, &missing) && missing.IsNotFound) {
+			t.doubtful = true
+		}
 		for _, r := range records {
 			name := strings.TrimSuffix(r.Target, ".")
 			if name == "" || len(t.dial) == 8 { // "." says that the service is not offered
@@ -165,7 +175,15 @@ func (d *discovery) findByDNS(ctx context.Context, host string) (target, error) 
 			return t, nil
 		}
 	}
-	return target{host, host, []string{net.JoinHostPort(host, defaultPort)}}, nil
+	t.dial = []string{net.JoinHostPort(host, defaultPort)}
+	return t, nil
+}
+
+func (d *discovery) lookUpSRV(ctx context.Context, service, host string) ([]*net.SRV, error) {
+	ctx, cancel := context.WithTimeout(ctx, srvTimeout)
+	defer cancel()
+	_, records, err := d.dns.LookupSRV(ctx, service, "tcp", host)
+	return records, err
 }
 
 func literal(server matrix.ServerName) target {
@@ -174,7 +192,7 @@ func literal(server matrix.ServerName) target {
 		port = defaultPort
 	}
 	ip := strings.Trim(server.Host(), "[]")
-	return target{string(server), ip, []string{net.JoinHostPort(ip, port)}}
+	return target{host: string(server), tlsName: ip, dial: []string{net.JoinHostPort(ip, port)}}
 }
 
 func isIPLiteral(host string) bool {

@@ -136,28 +136,28 @@ func TestDiscovery(t *testing.T) {
 	d := testDiscovery(t, a, resolver, wellKnown)
 	for server, want := range map[matrix.ServerName]target{
 		// 1
-		"1.2.3.4":       {"1.2.3.4", "1.2.3.4", []string{"1.2.3.4:8448"}},
-		"1.2.3.4:5":     {"1.2.3.4:5", "1.2.3.4", []string{"1.2.3.4:5"}},
-		"[2001:db8::1]": {"[2001:db8::1]", "2001:db8::1", []string{"[2001:db8::1]:8448"}},
-		"[::1]:7":       {"[::1]:7", "::1", []string{"[::1]:7"}},
+		"1.2.3.4":       {"1.2.3.4", "1.2.3.4", []string{"1.2.3.4:8448"}, false},
+		"1.2.3.4:5":     {"1.2.3.4:5", "1.2.3.4", []string{"1.2.3.4:5"}, false},
+		"[2001:db8::1]": {"[2001:db8::1]", "2001:db8::1", []string{"[2001:db8::1]:8448"}, false},
+		"[::1]:7":       {"[::1]:7", "::1", []string{"[::1]:7"}, false},
 		// 2
-		"port.example:443": {"port.example:443", "port.example", []string{"port.example:443"}},
+		"port.example:443": {"port.example:443", "port.example", []string{"port.example:443"}, false},
 		// 3.1 to 3.5
-		"well-ip.example":       {"127.0.0.5", "127.0.0.5", []string{"127.0.0.5:8448"}},
-		"well-ip6.example":      {"[::1]:99", "::1", []string{"[::1]:99"}},
-		"well-port.example":     {"delegated.example:777", "delegated.example", []string{"delegated.example:777"}},
-		"well-srv.example":      {"delegated-srv.example", "delegated-srv.example", []string{"there.example:999"}},
-		"well-bare.example":     {"delegated.example", "delegated.example", []string{"delegated.example:8448"}},
-		"well-redirect.example": {"redirected.example:5", "redirected.example", []string{"redirected.example:5"}},
+		"well-ip.example":       {"127.0.0.5", "127.0.0.5", []string{"127.0.0.5:8448"}, false},
+		"well-ip6.example":      {"[::1]:99", "::1", []string{"[::1]:99"}, false},
+		"well-port.example":     {"delegated.example:777", "delegated.example", []string{"delegated.example:777"}, false},
+		"well-srv.example":      {"delegated-srv.example", "delegated-srv.example", []string{"there.example:999"}, false},
+		"well-bare.example":     {"delegated.example", "delegated.example", []string{"delegated.example:8448"}, false},
+		"well-redirect.example": {"redirected.example:5", "redirected.example", []string{"redirected.example:5"}, false},
 		// 4, 5: by SRV, in order of priority; 6: neither
-		"srv.example":       {"srv.example", "srv.example", []string{"host1.example:8449", "host2.example:8450"}},
-		"old.example":       {"old.example", "old.example", []string{"target.old.example:1234"}},
-		"plain.example":     {"plain.example", "plain.example", []string{"plain.example:8448"}},
-		"well-bad.example":  {"well-bad.example", "well-bad.example", []string{"well-bad.example:8448"}},
-		"well-500.example":  {"well-500.example", "well-500.example", []string{"well-500.example:8448"}},
-		"well-huge.example": {"well-huge.example", "well-huge.example", []string{"well-huge.example:8448"}},
-		"well-loop.example": {"well-loop.example", "well-loop.example", []string{"well-loop.example:8448"}},
-		"none.example":      {"none.example", "none.example", []string{"none.example:8448"}},
+		"srv.example":       {"srv.example", "srv.example", []string{"host1.example:8449", "host2.example:8450"}, false},
+		"old.example":       {"old.example", "old.example", []string{"target.old.example:1234"}, false},
+		"plain.example":     {"plain.example", "plain.example", []string{"plain.example:8448"}, false},
+		"well-bad.example":  {"well-bad.example", "well-bad.example", []string{"well-bad.example:8448"}, false},
+		"well-500.example":  {"well-500.example", "well-500.example", []string{"well-500.example:8448"}, false},
+		"well-huge.example": {"well-huge.example", "well-huge.example", []string{"well-huge.example:8448"}, false},
+		"well-loop.example": {"well-loop.example", "well-loop.example", []string{"well-loop.example:8448"}, false},
+		"none.example":      {"none.example", "none.example", []string{"none.example:8448"}, false},
 	} {
 		got, err := d.find(context.Background(), server)
 		if err != nil {
@@ -166,8 +166,8 @@ func TestDiscovery(t *testing.T) {
 			t.Errorf("%s: %s", server, diff)
 		}
 	}
-	if _, err := d.find(context.Background(), "broken.example"); err == nil {
-		t.Error("a failing DNS is not an absent record")
+	if got, err := d.find(context.Background(), "broken.example"); err != nil || !got.doubtful || got.dial[0] != "broken.example:8448" {
+		t.Errorf("with a failing DNS: %+v %v", got, err)
 	}
 }
 
