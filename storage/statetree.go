@@ -368,3 +368,12 @@ func sortChanges(changes []treeEntry) []treeEntry {
 	}
 	return kept
 }
+
+// Bytes is the size of the nodes to be written.
+func (s *StateNodes) Bytes() int {
+	total := 0
+	for _, b := range s.bytes {
+		total += len(b)
+	}
+	return total
+}
