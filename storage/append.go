@@ -185,7 +185,11 @@ func (tx *Tx) insertEvents(appends []*RoomAppend) error {
 				e.Flags, e.rootColumn(), nullIfZero(string(e.RedactedBy)), txn, e.JSON())
 		}
 	}
-	return in.flush()
+	if err := in.flush(); errors.Is(err, gorm.ErrDuplicatedKey) {
+		return fmt.Errorf("%w: %w", ErrMoved, err) // another process has stored the event, or one with the same transaction ID
+	} else {
+		return err
+	}
 }
 
 func (e *Event) rootColumn() any {

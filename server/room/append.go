@@ -106,7 +106,8 @@ func (s *Service) run(ctx context.Context, r *Room, fn func(u *update) error) er
 	return j.err
 }
 
-// runJobs runs the functions and writes what they added, until the room does not move meanwhile.
+// runJobs runs the functions and writes what they added, until the room does not move meanwhile. An event whose transaction ID was used
+// before cannot be written: the functions are run again, and then look for it in the database.
 func (s *Service) runJobs(r *Room, jobs []*job) {
 	// The work of several callers does not end because one of them has gone.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(jobs[0].ctx), writeTimeout)
@@ -182,8 +183,12 @@ type pending struct {
 	done   chan error
 }
 
-// write hands p to the database together with what other rooms have to write at that moment.
-func (s *Service) write(p *pending) error {
+// write hands p to the database together with what other rooms have to write at that moment, or alone if that has failed.
+func (s *Service) write(p *pending, alone bool) error {
+	if alone {
+		err := s.o.DB.Write(context.Background(), func(tx *storage.Tx) error { return writeAll(tx, []*pending{p}) })
+		return errors.Join(err, p.append.Err)
+	}
 	s.writeMu.Lock()
 	s.pending = append(s.pending, p)
 	lead := !s.writing
@@ -210,14 +215,10 @@ func (s *Service) writePending() {
 		return writeAll(tx, mine)
 	})
 	take()
-	if err == nil || len(mine) == 1 {
-		for _, p := range mine {
-			p.done <- errors.Join(err, p.append.Err)
-		}
-		return
+	if err != nil && len(mine) > 1 {
+		err = fmt.Errorf("%w, or another room with it: %w", storage.ErrMoved, err) // each builds again, and writes alone
 	}
-	for _, p := range mine { // one of them is at fault: each on its own
-		err := s.o.DB.Write(context.Background(), func(tx *storage.Tx) error { return writeAll(tx, []*pending{p}) })
+	for _, p := range mine {
 		p.done <- errors.Join(err, p.append.Err)
 	}
 }

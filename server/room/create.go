@@ -261,7 +261,7 @@ func (s *Service) createRoom(ctx context.Context, c *creation, create *matrix.Ev
 		if err := u.allow(create); err != nil {
 			return err
 		}
-		if _, err := u.append(entry{event: create}); err != nil {
+		if _, err := u.append(entry{event: create, built: true}); err != nil {
 			return err
 		}
 		all := append([]InitialState{{matrix.TypeMember, string(c.r.Creator), join}}, states...)
@@ -285,7 +285,7 @@ func (u *update) sendInitial(sender matrix.UserID, st InitialState) error {
 		}
 		return err
 	}
-	_, err = u.append(entry{event: e, before: u.snap.Root})
+	_, err = u.append(entry{event: e, before: u.snap.Root, built: true})
 	return err
 }
 

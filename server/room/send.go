@@ -43,9 +43,7 @@ func (s *Service) Send(ctx context.Context, r SendRequest) (matrix.EventID, erro
 		return "", err
 	}
 	defer room.pins.Add(-1)
-	if id, err := s.sentBefore(ctx, room, &r); err != nil || id != "" {
-		return id, err
-	}
+	// That the transaction ID was used long ago shows when the event is written: see [Service.runJobs].
 	var id matrix.EventID
 	err = s.run(ctx, room, func(u *update) error {
 		var err error
@@ -76,7 +74,7 @@ func (u *update) send(r *SendRequest) (matrix.EventID, error) {
 		if id, ok := findTxn(u.sent, &txn); ok {
 			return id, nil
 		}
-		if u.moved > 0 { // another process may just have sent it
+		if u.moved > 0 { // because it was used, perhaps
 			if id, err := u.s.sentBefore(u.ctx, u.room, r); err != nil || id != "" {
 				return id, err
 			}
@@ -101,7 +99,7 @@ func (u *update) send(r *SendRequest) (matrix.EventID, error) {
 	if err := u.allow(e); err != nil {
 		return "", err
 	}
-	stored, err := u.append(entry{event: e, before: u.snap.Root, device: r.Device, txnID: r.TxnID})
+	stored, err := u.append(entry{event: e, before: u.snap.Root, device: r.Device, txnID: r.TxnID, built: true})
 	if err != nil {
 		return "", err
 	}

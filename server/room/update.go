@@ -56,6 +56,8 @@ type entry struct {
 	history bool
 	device  matrix.DeviceID
 	txnID   string
+	// built says that the event was made by [update.build] just now, so that it cannot be here yet.
+	built bool
 }
 
 // append adds an event to the room. Whether it is allowed has been decided by the caller. An event that is here as an outlier is
@@ -64,9 +66,12 @@ type entry struct {
 // An entry without flags and history becomes part of the tip in place of its prev_events, and the current state becomes the
 // resolution of the states after the events of the tip.
 func (u *update) append(in entry) (*storage.Event, error) {
-	old, err := u.known(in.event.ID())
-	if err != nil {
-		return nil, err
+	var old *storage.Event
+	var err error
+	if !in.built {
+		if old, err = u.known(in.event.ID()); err != nil {
+			return nil, err
+		}
 	}
 	if old != nil && (old.Flags&storage.Outlier == 0 || in.flags&storage.Outlier != 0) {
 		return old, nil
@@ -87,7 +92,7 @@ func (u *update) append(in entry) (*storage.Event, error) {
 	} else if e.Num, err = u.s.o.DB.EventNums(u.ctx, 1); err != nil {
 		return nil, err
 	}
-	if !e.Hidden() {
+	if !e.Hidden() && !in.built {
 		if err := u.gaps(e); err != nil {
 			return nil, err
 		}
@@ -340,9 +345,6 @@ func (u *update) gaps(e *storage.Event) error {
 	if u.snap.row.Flags&storage.HasMissing != 0 {
 		u.add.Found = append(u.add.Found, e.ID())
 	}
-	if e.Sender().Server() == u.s.o.ServerName && e.Pos == storage.NewPos {
-		return nil // made by us, of the tip
-	}
 	prev := e.PrevEvents()
 	here := 0
 	for _, t := range u.snap.Tip {
@@ -385,7 +387,7 @@ func (u *update) commit() error {
 			return err
 		}
 	}
-	err := u.s.write(&pending{append: &u.add, done: make(chan error, 1), apply: u.apply, ring: func() storage.Change { return u.change(clients) }})
+	err := u.s.write(&pending{append: &u.add, done: make(chan error, 1), apply: u.apply, ring: func() storage.Change { return u.change(clients) }}, u.moved > 0)
 	if err != nil {
 		return err
 	}
