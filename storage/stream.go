@@ -10,14 +10,12 @@ import (
 // processes that share a PostgreSQL take positions is the order in which they commit.
 func (b *batch) next(n int64) (int64, error) {
 	if !b.locked {
-		query := "SELECT position FROM stream WHERE id = 1"
-		if b.db.dialect == PostgreSQL {
-			query += " FOR UPDATE"
-		}
-		if err := b.tx.Raw(query).Row().Scan(&b.position); err != nil {
+		err := b.tx.Raw("UPDATE stream SET position = position + ? WHERE id = 1 RETURNING position", n).Row().Scan(&b.position)
+		if err != nil {
 			return 0, fmt.Errorf("take stream positions: %w", err)
 		}
-		b.locked = true
+		b.locked, b.stored = true, b.position
+		return b.position - n + 1, nil
 	}
 	first := b.position + 1
 	b.position += n
@@ -25,7 +23,7 @@ func (b *batch) next(n int64) (int64, error) {
 }
 
 func (b *batch) storePosition() error {
-	if !b.locked {
+	if !b.locked || b.position == b.stored {
 		return nil
 	}
 	if err := b.tx.Exec("UPDATE stream SET position = ? WHERE id = 1", b.position).Error; err != nil {

@@ -121,6 +121,7 @@ type batch struct {
 	db       *DB
 	tx       *transaction
 	position int64 // last one given
+	stored   int64 // what the counter's row says in this transaction
 	locked   bool  // this transaction holds the counter
 }
 
@@ -185,9 +186,13 @@ func (b *batch) run(jobs []*job) (err error) {
 // runJob runs one write in a savepoint (none is needed when it is alone) and leaves its error in j.err.
 func (b *batch) runJob(j *job, i int, alone bool) {
 	j.tx = &Tx{DB: b.tx.Session(&gorm.Session{NewDB: true, Context: context.Background()}), batch: b}
+	locked := b.locked
 	defer func() {
 		if v := recover(); v != nil {
 			j.err = &panicked{v, debug.Stack()}
+		}
+		if j.err != nil && !locked {
+			b.locked = false // rolled back with the rest: another process may take positions meanwhile
 		}
 		if alone {
 			return

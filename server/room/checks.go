@@ -1,6 +1,7 @@
 package room
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -13,23 +14,34 @@ func (s *Service) checkSend(ctx context.Context, r *SendRequest) error {
 	if r.Type == "" {
 		return matrix.InvalidParam("an event must have a type")
 	}
-	var content map[string]json.RawMessage
-	if err := json.Unmarshal(r.Content, &content); err != nil || content == nil {
+	if start := bytes.TrimLeft(r.Content, " \t\r\n"); len(start) == 0 || start[0] != '{' { // the rest shows when the event is built
 		return matrix.BadJSON("the content must be a JSON object")
 	}
-	if r.Type == matrix.TypeRedaction && r.Redacts == "" {
+	switch {
+	case r.Type == matrix.TypeRedaction && r.Redacts == "":
+		content, err := object(r.Content)
+		if err != nil {
+			return err
+		}
 		_ = json.Unmarshal(content["redacts"], &r.Redacts) // anything else redacts nothing
-	}
-	if r.StateKey == nil {
-		return nil
-	}
-	switch r.Type {
-	case matrix.TypeCanonicalAlias:
-		return s.checkCanonicalAlias(ctx, r, content)
-	case matrix.TypeCreate:
+	case r.StateKey != nil && r.Type == matrix.TypeCreate:
 		return matrix.Forbidden("a room is created once")
+	case r.StateKey != nil && r.Type == matrix.TypeCanonicalAlias:
+		content, err := object(r.Content)
+		if err != nil {
+			return err
+		}
+		return s.checkCanonicalAlias(ctx, r, content)
 	}
 	return nil
+}
+
+func object(raw json.RawMessage) (map[string]json.RawMessage, error) {
+	var content map[string]json.RawMessage
+	if err := json.Unmarshal(raw, &content); err != nil || content == nil {
+		return nil, matrix.BadJSON("the content must be a JSON object")
+	}
+	return content, nil
 }
 
 // checkCanonicalAlias makes sure that aliases that are new in the event point to the room.

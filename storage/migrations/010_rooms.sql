@@ -17,8 +17,7 @@ CREATE TABLE rooms (
 );
 CREATE UNIQUE INDEX rooms_id ON rooms (room_id);
 
--- Events, each once. Live ones have pos = num, except those that were outliers first. Few indexes: a message should
--- dirty about ten pages.
+-- Events, each once. Few indexes: a message should dirty less than ten pages.
 CREATE TABLE events (
 --@sqlite
   num INTEGER PRIMARY KEY,
@@ -43,7 +42,6 @@ CREATE TABLE events (
 CREATE UNIQUE INDEX events_id ON events (event_id);
 CREATE INDEX events_topological ON events (room, depth, num);
 CREATE INDEX events_stream ON events (room, pos, ts) WHERE pos IS NOT NULL;
-CREATE INDEX events_late ON events (pos) WHERE pos <> num;
 CREATE UNIQUE INDEX events_txn ON events (room, sender, txn) WHERE txn IS NOT NULL;
 
 -- The nodes of the state trees, addressed by what they hold. They belong to one room, so that purging it frees them.
