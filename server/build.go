@@ -23,6 +23,7 @@ import (
 	"parley.im/parley/server/room"
 	"parley.im/parley/server/syncer"
 	"parley.im/parley/server/user"
+	"parley.im/parley/server/voice"
 	"parley.im/parley/storage"
 )
 
@@ -39,6 +40,7 @@ type house struct {
 	keys   *keys.Keys
 	push   *push.Push
 	media  *media.Repository
+	voice  *voice.Service
 	rooms  *room.Service
 	sync   *syncer.Service
 	sender *federation.Sender
@@ -52,10 +54,11 @@ type house struct {
 // build builds every room once, in floor order. What it has opened is closed again when it fails.
 func build(ctx context.Context, cfg *Config, log *slog.Logger) (h *house, err error) {
 	h = &house{cfg: cfg, log: log, registry: prometheus.NewRegistry()}
+	opened := h // h is nil once an error is returned
 	h.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	defer func() {
 		if err != nil {
-			h.close()
+			opened.close()
 		}
 	}()
 	if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
@@ -105,7 +108,8 @@ func build(ctx context.Context, cfg *Config, log *slog.Logger) (h *house, err er
 	h.closers = append(h.closers, h.sync.Close)
 	h.federation = federation.NewHandler(federation.HandlerOptions{Client: h.client, Rooms: h.rooms, Users: h.users,
 		Keys: h.keys, Media: h.media, Sync: h.sync, Version: version()})
-	h.api, err = api.New(cfg.ClientAPI, api.Deps{ServerName: server, Users: h.users, Keys: h.keys, Push: h.push, Media: h.media,
+	h.voice = voice.New(voice.Options{Config: cfg.Voice, Media: h.media, Log: log})
+	h.api, err = api.New(cfg.ClientAPI, api.Deps{Voice: h.voice, ServerName: server, Users: h.users, Keys: h.keys, Push: h.push, Media: h.media,
 		Rooms: h.rooms, Sync: h.sync, DB: h.db, DefaultRoomVersion: cfg.Rooms.DefaultVersion, Log: log, Metrics: h.registry})
 	return h, err
 }
