@@ -101,7 +101,7 @@ func build(ctx context.Context, cfg *Config, log *slog.Logger) (h *house, err er
 	h.media = media.New(media.Options{Config: cfg.Media, Server: server, DB: h.db, Blobs: blobs, Remote: h.client, PreviewClient: outside, Log: log})
 	h.closers = append(h.closers, h.media.Close)
 	h.rooms = room.New(room.Options{Config: cfg.Rooms, ServerName: server, DB: h.db, Key: key, Keys: h.client, Remote: h.client,
-		Profile: h.profile, Log: log})
+		Profile: h.profile, UserExists: h.users.Exists, InviteAllowed: h.inviteAllowed, Log: log})
 	h.closers = append(h.closers, h.rooms.Close)
 	h.sender = federation.NewSender(h.client, h.rooms)
 	h.sync = syncer.New(syncer.Options{Config: cfg.Sync, ServerName: server, DB: h.db, OnEDU: h.sender.SendEDU, Log: log})
@@ -151,6 +151,23 @@ func (h *house) close() {
 		}
 	}
 	h.closers = nil
+}
+
+// inviteAllowed asks the account data of one of our users. Spec v1.19 client-server-api/#invite-permission
+func (h *house) inviteAllowed(ctx context.Context, user, _ matrix.UserID, _ matrix.RoomID) error {
+	raw, err := h.users.AccountData(ctx, user, "", "m.invite_permission_config")
+	if matrix.ErrorCode(err) == "M_NOT_FOUND" {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	var config struct {
+		DefaultAction json.RawMessage `json:"default_action"`
+	}
+	if json.Unmarshal(raw, &config) == nil && string(config.DefaultAction) == `"block"` {
+		return matrix.InviteBlocked("the user does not take invites")
+	}
+	return nil
 }
 
 // profile is what goes into the member events of one of our users.
