@@ -38,6 +38,7 @@ const (
 	// idleFlushes: with every so manyth flush also the servers are moved on for which there was nothing.
 	idleFlushes = 20
 	sendTimeout = time.Minute
+	stopGrace   = 3 * time.Second
 	// maxTransactionBytes ends a transaction before the limit of what other servers take.
 	maxTransactionBytes = 6 << 20
 )
@@ -386,6 +387,9 @@ func (s *Sender) storePositions(ctx context.Context, idle bool) error {
 	defer cancel()
 	changed := map[matrix.ServerName]int64{}
 	s.mu.Lock()
+	if len(s.incoming.events) == 0 {
+		s.routed = max(s.routed, s.incoming.position)
+	}
 	all := make([]*destination, 0, len(s.dests))
 	for _, d := range s.dests {
 		all = append(all, d)
@@ -429,6 +433,9 @@ func (s *Sender) send(ctx context.Context, server matrix.ServerName, body []byte
 			Error string `json:"error"`
 		} `json:"pdus"`
 	}
+	// One that is under way when we stop is given a little time: broken off, it would be sent twice.
+	ctx, cancel := withGrace(ctx, stopGrace)
+	defer cancel()
 	err := s.c.call(ctx, request{server: server, method: http.MethodPut, path: escape(v1+"/send", s.nextID()), body: body, timeout: sendTimeout}, &answer)
 	if err != nil {
 		return err
@@ -439,6 +446,21 @@ func (s *Sender) send(ctx context.Context, server matrix.ServerName, body []byte
 		}
 	}
 	return nil
+}
+
+// withGrace is a context that ends a little later than ctx.
+func withGrace(ctx context.Context, grace time.Duration) (context.Context, context.CancelFunc) {
+	later, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() {
+		timer := time.NewTimer(grace)
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+			cancel()
+		case <-later.Done():
+		}
+	})
+	return later, func() { stop(); cancel() }
 }
 
 // transactionBody writes the JSON of a transaction around events and EDUs that are JSON already.

@@ -199,7 +199,8 @@ func (d *destination) deliver(ctx context.Context) error {
 		d.pos = max(d.pos, t.upTo)
 	}
 	d.mu.Unlock()
-	return d.s.db.DeleteOutbox(ctx, d.server, t.outbox)
+	// Also when we are about to stop: what is not deleted is delivered twice.
+	return d.s.db.DeleteOutbox(context.WithoutCancel(ctx), d.server, t.outbox)
 }
 
 // next puts together a transaction; nil if there is nothing to send.
