@@ -272,7 +272,7 @@ func (r *Repository) shrink(ctx context.Context, req Request, source storage.Med
 	if plan.whole && (format == "jpeg" || format == "png") {
 		return picture{contentType: "image/" + format}, nil
 	}
-	return encodeThumbnail(drawThumbnail(img, turn, plan))
+	return encodeThumbnail(drawThumbnail(img, turn, plan), format)
 }
 
 // decode reads an image after a look at its size.
@@ -357,12 +357,14 @@ func drawThumbnail(img image.Image, turn int, p plan) *image.RGBA {
 	return turned(small, turn)
 }
 
-func encodeThumbnail(img *image.RGBA) (picture, error) {
+// encodeThumbnail makes a PNG of a PNG, which is most often a drawing or a screenshot, and of what one can see through;
+// else a JPEG.
+func encodeThumbnail(img *image.RGBA, format string) (picture, error) {
 	var out bytes.Buffer
-	if img.Opaque() {
-		err := jpeg.Encode(&out, img, &jpeg.Options{Quality: thumbnailQuality})
-		return picture{bytes: out.Bytes(), contentType: "image/jpeg"}, err
+	if format == "png" || !img.Opaque() {
+		err := png.Encode(&out, img)
+		return picture{bytes: out.Bytes(), contentType: "image/png"}, err
 	}
-	err := png.Encode(&out, img)
-	return picture{bytes: out.Bytes(), contentType: "image/png"}, err
+	err := jpeg.Encode(&out, img, &jpeg.Options{Quality: thumbnailQuality})
+	return picture{bytes: out.Bytes(), contentType: "image/jpeg"}, err
 }

@@ -76,7 +76,7 @@ func TestThumbnailCoversTheWantedSize(t *testing.T) {
 		format, kind string
 		alpha        uint8
 	}{
-		{1000, 500, ThumbnailSize{Width: 320, Height: 240}, 480, 240, "png", "image/jpeg", 255},
+		{1000, 500, ThumbnailSize{Width: 320, Height: 240}, 480, 240, "png", "image/png", 255},
 		{1000, 500, ThumbnailSize{Width: 320, Height: 240}, 480, 240, "png", "image/png", 100},
 		{500, 1000, ThumbnailSize{Width: 300, Height: 200}, 320, 640, "jpeg", "image/jpeg", 255},
 		{1000, 500, ThumbnailSize{Width: 32, Height: 32, Crop: true}, 32, 32, "jpeg", "image/jpeg", 255},
@@ -84,8 +84,8 @@ func TestThumbnailCoversTheWantedSize(t *testing.T) {
 		{1000, 500, ThumbnailSize{Width: 100, Height: 200, Crop: true}, 100, 200, "gif", "image/jpeg", 255},
 		{100, 50, ThumbnailSize{Width: 320, Height: 240}, 100, 50, "png", "image/png", 255},
 		{100, 50, ThumbnailSize{Width: 320, Height: 240}, 100, 50, "gif", "image/jpeg", 255},
-		{100, 50, ThumbnailSize{Width: 96, Height: 96, Crop: true}, 50, 50, "png", "image/jpeg", 255},
-		{1, 3000, ThumbnailSize{Width: 96, Height: 96, Crop: true}, 1, 1, "png", "image/jpeg", 255},
+		{100, 50, ThumbnailSize{Width: 96, Height: 96, Crop: true}, 50, 50, "png", "image/png", 255},
+		{1, 3000, ThumbnailSize{Width: 96, Height: 96, Crop: true}, 1, 1, "png", "image/png", 255},
 	} {
 		uri := w.picture(t, encoded(t, c.format, flag(c.w, c.h, c.alpha)), "image/"+c.format)
 		for range 2 { // made, then kept
