@@ -245,11 +245,6 @@ func (s *Service) Invite(ctx context.Context, r MemberRequest) error {
 		_, err := s.inviteThrough(ctx, r.Room, matrix.Builder{Sender: r.Sender, Type: matrix.TypeMember, StateKey: &key, Content: content})
 		return err
 	}
-	if s.o.InviteAllowed != nil {
-		if err := s.o.InviteAllowed(ctx, r.Target, r.Sender, r.Room); err != nil {
-			return err
-		}
-	}
 	return s.update(ctx, r.Room, func(u *update) error {
 		_, err := u.setMember(r.Sender, r.Target, content)
 		return err
@@ -366,6 +361,7 @@ func (s *Service) Forget(ctx context.Context, room matrix.RoomID, user matrix.Us
 	}
 	err = s.o.DB.Write(ctx, func(tx *storage.Tx) error {
 		tx.AfterCommit(func() { s.forgetUsers(user) })
+		tx.Ring(storage.Change{Wakes: []storage.Wake{{Topic: storage.TopicMembership, User: user, Room: room}}})
 		return tx.SetForgotten(m.RoomNum, user, true)
 	})
 	return err

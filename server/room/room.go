@@ -93,8 +93,6 @@ type Service struct {
 	resolved resolved
 	related  related
 
-	foreign foreign // see foreign.go
-
 	stopListening func()
 }
 
@@ -125,7 +123,4 @@ func New(o Options) *Service {
 }
 
 // Close waits for work in the background.
-func (s *Service) Close() error {
-	s.foreign.inbound.close()
-	return nil
-}
+func (s *Service) Close() error { return nil }

@@ -165,10 +165,7 @@ func (u *update) known(id matrix.EventID) (*storage.Event, error) {
 // advance makes e part of the tip and moves the current state on.
 func (u *update) advance(e *storage.Event) error {
 	tip := make([]*storage.Event, 0, len(u.snap.Tip)+1)
-	prev, err := u.behindRefused(e.PrevEvents())
-	if err != nil {
-		return err
-	}
+	prev := e.PrevEvents()
 	for _, t := range u.snap.Tip {
 		if !slices.Contains(prev, t.ID()) {
 			tip = append(tip, t)
@@ -410,7 +407,8 @@ func (u *update) change(clients [][]byte) storage.Change {
 	slices.SortStableFunc(c.Events, func(a, b storage.CommittedEvent) int { return cmp.Compare(a.Pos, b.Pos) })
 	for i := range u.add.Members {
 		m := &u.add.Members[i]
-		if m.User.Server() == u.s.o.ServerName && !slices.Contains(u.lives, m.Event) {
+		told := slices.Contains(u.lives, m.Event) && m.Event.Is(matrix.TypeMember, string(m.User))
+		if m.User.Server() == u.s.o.ServerName && !told {
 			c.Wakes = append(c.Wakes, storage.Wake{Topic: storage.TopicMembership, Pos: m.Pos, User: m.User, Room: u.room.ID})
 		}
 	}

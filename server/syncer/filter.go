@@ -1,8 +1,10 @@
 package syncer
 
 import (
+	"context"
 	"encoding/json"
 	"strings"
+	"sync"
 
 	"parley.im/parley/server/matrix"
 )
@@ -23,9 +25,6 @@ type Filter struct {
 	Presence    EventFilter `json:"presence"`
 	AccountData EventFilter `json:"account_data"`
 	Room        RoomFilter  `json:"room"`
-
-	// raw is the filter as the client wrote it: filters with the same raw choose the same.
-	raw string
 }
 
 // RoomFilter chooses rooms, and what of each.
@@ -79,7 +78,6 @@ func ParseFilter(raw []byte) (*Filter, error) {
 			return nil, err
 		}
 	}
-	f.raw = string(raw)
 	return f, nil
 }
 
@@ -201,68 +199,47 @@ func wildcard(pattern, s string) bool {
 	return p == len(pattern)
 }
 
-// pickFields keeps of a JSON event only what the dot-separated paths name ("\" escapes a dot), and always event_id,
-// which clients cannot do without. Spec v1.19 appendices/#dot-separated-property-paths
-func pickFields(event []byte, paths []string) []byte {
-	var whole map[string]any
-	dec := json.NewDecoder(strings.NewReader(string(event)))
-	dec.UseNumber()
-	if dec.Decode(&whole) != nil {
-		return event
+// filters keeps stored filters, which never change, ready for use.
+type filters struct {
+	sync.Mutex
+	byID map[filterKey]*Filter
+}
+
+type filterKey struct {
+	user matrix.UserID
+	id   string
+}
+
+// maxFilters bounds how many are kept.
+const maxFilters = 10_000
+
+// filter finds the filter of a query: an ID, or JSON.
+func (s *Service) filter(ctx context.Context, user matrix.UserID, q string) (*Filter, error) {
+	switch {
+	case q == "":
+		return &Filter{}, nil
+	case strings.HasPrefix(q, "{"):
+		return ParseFilter([]byte(q))
 	}
-	picked := map[string]any{}
-	for _, path := range append([]string{"event_id"}, paths...) {
-		pickField(picked, whole, splitPath(path))
+	key := filterKey{user, q}
+	s.filters.Lock()
+	f := s.filters.byID[key]
+	s.filters.Unlock()
+	if f != nil {
+		return f, nil
 	}
-	out, err := json.Marshal(picked)
+	raw, err := s.o.Users.Filter(ctx, user, q)
 	if err != nil {
-		return event
+		return nil, err
 	}
-	return out
-}
-
-func pickField(to, from map[string]any, path []string) {
-	value, ok := from[path[0]]
-	if !ok {
-		return
+	if f, err = ParseFilter(raw); err != nil {
+		return nil, err
 	}
-	if len(path) == 1 {
-		to[path[0]] = value
-		return
+	s.filters.Lock()
+	defer s.filters.Unlock()
+	if s.filters.byID == nil || len(s.filters.byID) >= maxFilters {
+		s.filters.byID = map[filterKey]*Filter{}
 	}
-	inner, ok := value.(map[string]any)
-	if !ok {
-		return
-	}
-	target, ok := to[path[0]].(map[string]any)
-	if !ok {
-		target = map[string]any{}
-	} else if sameMap(target, inner) {
-		return // picked whole already
-	}
-	pickField(target, inner, path[1:])
-	if len(target) > 0 {
-		to[path[0]] = target
-	}
-}
-
-// sameMap reports whether a was put in whole, which shows in having all keys of b.
-func sameMap(a, b map[string]any) bool { return len(a) == len(b) }
-
-func splitPath(path string) []string {
-	var parts []string
-	var part strings.Builder
-	for i := 0; i < len(path); i++ {
-		switch {
-		case path[i] == '\\' && i+1 < len(path) && (path[i+1] == '.' || path[i+1] == '\\'):
-			i++
-			part.WriteByte(path[i])
-		case path[i] == '.':
-			parts = append(parts, part.String())
-			part.Reset()
-		default:
-			part.WriteByte(path[i])
-		}
-	}
-	return append(parts, part.String())
+	s.filters.byID[key] = f
+	return f, nil
 }

@@ -8,17 +8,19 @@
 package syncer
 
 import (
+	"container/list"
 	"context"
-	"encoding/json"
-	"errors"
 	"log/slog"
+	"sync"
 	"time"
 
+	"parley.im/parley/server/keys"
 	"parley.im/parley/server/matrix"
+	"parley.im/parley/server/push"
+	"parley.im/parley/server/room"
+	"parley.im/parley/server/user"
 	"parley.im/parley/storage"
 )
-
-var errNotYet = errors.New("not implemented yet")
 
 // Config limits what a /sync may ask for and says how typing and presence behave.
 type Config struct {
@@ -60,6 +62,10 @@ type Options struct {
 	Config     Config
 	ServerName matrix.ServerName
 	DB         *storage.DB
+	Rooms      *room.Service
+	Users      *user.Users
+	Keys       *keys.Keys
+	Push       *push.Push
 	// OnEDU is told of typing, receipts and presence of users of this server, for other servers. It must not block; it
 	// may call nothing of this package. nil: nobody is told.
 	OnEDU func(EDU)
@@ -68,16 +74,119 @@ type Options struct {
 }
 
 // Service is the room. Safe for concurrent use.
-type Service struct{ o Options }
+type Service struct {
+	o   Options
+	log *slog.Logger
+	now func() time.Time
+
+	// mu guards what follows, and what its types say. It is held for moments only: never while the database, another
+	// room of the house or the network is asked. No other lock is taken under it but an unread's.
+	mu sync.RWMutex
+	// applied is the stream position up to which memory is.
+	applied   int64
+	heard     int64         // how often the bell has rung, of which memory knows
+	appliedCh chan struct{} // closed when heard has moved
+	// eph counts changes of typing and presence.
+	eph           int64
+	users         map[matrix.UserID]*userCache
+	rooms         map[matrix.RoomID]*roomCache
+	typing        map[matrix.RoomID]*typists
+	presence      map[matrix.UserID]*presence
+	presenceOrder list.List // of *presence, the last changed first
+	presenceNews  []matrix.UserID
+	presenceEDUs  []*EDU // made under the lock, to be sent after
+	// peers remembers of people which rooms they are in; local ones in users are not here.
+	peers map[matrix.UserID]peer
+	// memberChanges counts member events, to notice one that came while the database was read.
+	memberChanges int64
+
+	// queue holds what the bell told until it is applied.
+	queue struct {
+		sync.Mutex
+		items    []queued
+		receipts []storage.Receipt
+		rung     int64 // how often the bell has rung
+		signal   chan struct{}
+	}
+
+	filters  filters
+	sliding  connections
+	closing  chan struct{}
+	closed   sync.Once
+	running  sync.WaitGroup
+	stopBell func()
+}
 
 // New builds the room and begins to listen to the bell; Close ends that. Timeouts pass only while Run runs.
-func New(o Options) *Service { return &Service{o: o} }
+func New(o Options) *Service {
+	s := &Service{
+		o: o, log: o.Log, now: o.Now,
+		appliedCh: make(chan struct{}),
+		users:     map[matrix.UserID]*userCache{},
+		rooms:     map[matrix.RoomID]*roomCache{},
+		typing:    map[matrix.RoomID]*typists{},
+		presence:  map[matrix.UserID]*presence{},
+		peers:     map[matrix.UserID]peer{},
+		closing:   make(chan struct{}),
+	}
+	if s.log == nil {
+		s.log = slog.Default()
+	}
+	if s.now == nil {
+		s.now = time.Now
+	}
+	if s.o.OnEDU == nil {
+		s.o.OnEDU = func(EDU) {}
+	}
+	s.eph = s.now().UnixMilli()
+	s.queue.signal = make(chan struct{}, 1)
+	s.stopBell = o.DB.Listen(s.ring)
+	s.applied = o.DB.Position()
+	s.running.Add(1)
+	go s.listen()
+	return s
+}
 
 // Run lets typing end and presence become idle or offline, drops what is no longer needed from memory, and ends with ctx.
-func (s *Service) Run(ctx context.Context) error { return errNotYet }
+func (s *Service) Run(ctx context.Context) error {
+	second := time.NewTicker(time.Second)
+	defer second.Stop()
+	minute := time.NewTicker(time.Minute)
+	defer minute.Stop()
+	interval := s.o.Config.PresenceInterval
+	if interval <= 0 {
+		interval = 100 * time.Millisecond
+	}
+	presence := time.NewTimer(interval)
+	defer presence.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-s.closing:
+			return nil
+		case <-second.C:
+			s.endTyping()
+			s.ageing()
+		case <-minute.C:
+			s.forgetIdle()
+		case <-presence.C:
+			woken := s.tellPresence(ctx)
+			// One telling costs each waiting client an answer: the more there are, the rarer.
+			presence.Reset(max(interval, time.Duration(woken)*2*time.Millisecond))
+		}
+	}
+}
 
 // Close wakes everybody who waits and stops listening.
-func (s *Service) Close() error { return nil }
+func (s *Service) Close() error {
+	s.closed.Do(func() {
+		s.stopBell()
+		close(s.closing)
+	})
+	s.running.Wait()
+	return nil
+}
 
 // Request is one GET /sync.
 type Request struct {
@@ -98,85 +207,4 @@ type Request struct {
 	// UnstableStateAfter is the same by its name before it was in the spec: the answer's key is
 	// org.matrix.msc4222.state_after.
 	UnstableStateAfter bool
-}
-
-// Sync answers GET /sync: the JSON of the whole answer, which the caller must not change. It waits at most the
-// request's timeout, until ctx ends or the service closes.
-// Errors: M_INVALID_PARAM (since, filter), M_NOT_FOUND (filter), M_BAD_JSON (filter).
-// Spec v1.19 client-server-api/#get_matrixclientv3sync
-func (s *Service) Sync(ctx context.Context, r Request) ([]byte, error) { return nil, errNotYet }
-
-// ---- typing
-
-// SetTyping says that user types in room, for at most timeout, or no longer. 0 means 30 s.
-// Error: M_FORBIDDEN (not joined).
-func (s *Service) SetTyping(ctx context.Context, user matrix.UserID, room matrix.RoomID, typing bool, timeout time.Duration) error {
-	return errNotYet
-}
-
-// ReceiveTyping takes an m.typing EDU: {"room_id", "user_id", "typing"}. What is not origin's to say is passed over.
-func (s *Service) ReceiveTyping(ctx context.Context, origin matrix.ServerName, content json.RawMessage) error {
-	return errNotYet
-}
-
-// ---- receipts
-
-// SetReceipt is POST /rooms/{room}/receipt/{type}/{event}. typ is m.read, m.read.private or m.fully_read; thread is nil
-// for an unthreaded receipt. A receipt never goes back in the room's history: an older one changes nothing.
-// Errors: M_INVALID_PARAM (type, thread), M_FORBIDDEN (not joined), M_NOT_FOUND (event).
-func (s *Service) SetReceipt(ctx context.Context, user matrix.UserID, room matrix.RoomID, typ string, event matrix.EventID, thread *string) error {
-	return errNotYet
-}
-
-// ReadMarkers is the body of POST /rooms/{room}/read_markers. Empty ones are left as they are.
-type ReadMarkers struct {
-	FullyRead   matrix.EventID `json:"m.fully_read"`
-	Read        matrix.EventID `json:"m.read"`
-	ReadPrivate matrix.EventID `json:"m.read.private"`
-}
-
-// SetReadMarkers moves the markers given. Errors as SetReceipt.
-func (s *Service) SetReadMarkers(ctx context.Context, user matrix.UserID, room matrix.RoomID, m ReadMarkers) error {
-	return errNotYet
-}
-
-// ReceiveReceipts takes an m.receipt EDU. What is not origin's to say is passed over.
-func (s *Service) ReceiveReceipts(ctx context.Context, origin matrix.ServerName, content json.RawMessage) error {
-	return errNotYet
-}
-
-// ---- presence
-
-// Presence is what is known of somebody.
-type Presence struct {
-	Presence        string  `json:"presence"` // online, unavailable or offline
-	StatusMsg       *string `json:"status_msg,omitempty"`
-	LastActiveAgo   *int64  `json:"last_active_ago,omitempty"` // ms
-	CurrentlyActive *bool   `json:"currently_active,omitempty"`
-}
-
-// SetPresence is PUT /presence/{user}/status. statusMsg nil removes the message. Error: M_INVALID_PARAM.
-func (s *Service) SetPresence(ctx context.Context, user matrix.UserID, device matrix.DeviceID, presence string, statusMsg *string) error {
-	return errNotYet
-}
-
-// PresenceOf is GET /presence/{user}/status. Error: M_FORBIDDEN if viewer shares no room with the user.
-func (s *Service) PresenceOf(ctx context.Context, viewer, user matrix.UserID) (Presence, error) {
-	return Presence{}, errNotYet
-}
-
-// ReceivePresence takes an m.presence EDU. What is not origin's to say is passed over.
-func (s *Service) ReceivePresence(ctx context.Context, origin matrix.ServerName, content json.RawMessage) error {
-	return errNotYet
-}
-
-// DeviceListChanges answers GET /keys/changes: who changed devices, or came to share an encrypted room, between two
-// sync tokens, and with whom none is shared any more. Error: M_INVALID_PARAM.
-func (s *Service) DeviceListChanges(ctx context.Context, user matrix.UserID, from, to string) (changed, left []matrix.UserID, err error) {
-	return nil, nil, errNotYet
-}
-
-// UnreadRooms is how many rooms hold unread notifications of the user, as pushers put it on the app's badge.
-func (s *Service) UnreadRooms(ctx context.Context, user matrix.UserID) (int, error) {
-	return 0, errNotYet
 }
