@@ -24,6 +24,7 @@ import (
 	"parley.im/parley/server/room"
 	"parley.im/parley/server/syncer"
 	"parley.im/parley/server/user"
+	"parley.im/parley/server/voice"
 	"parley.im/parley/storage"
 )
 
@@ -37,6 +38,7 @@ type Deps struct {
 	Media      *media.Repository
 	Rooms      *room.Service
 	Sync       *syncer.Service
+	Voice      *voice.Service
 	// DefaultRoomVersion is that of new rooms, for the capabilities.
 	DefaultRoomVersion string
 	Log                *slog.Logger          // nil: slog.Default()

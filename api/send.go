@@ -35,6 +35,9 @@ func (a *api) sendEvent(c *call) error {
 	if err != nil {
 		return err
 	}
+	if content, err = a.Voice.Prepare(c.ctx(), c.Param("eventType"), content); err != nil {
+		return err
+	}
 	r := room.SendRequest{Room: id, Sender: c.userID(), Type: c.Param("eventType"), Content: content}
 	if txn := c.Param("txnId"); txn != "" {
 		r.Device, r.TxnID = c.deviceID(), txn

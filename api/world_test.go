@@ -18,6 +18,7 @@ import (
 	"parley.im/parley/server/room"
 	"parley.im/parley/server/syncer"
 	"parley.im/parley/server/user"
+	"parley.im/parley/server/voice"
 	"parley.im/parley/storage"
 	"parley.im/parley/storage/storagetest"
 )
@@ -61,8 +62,9 @@ func newWorld(t testing.TB, cfg Config) *world {
 	t.Cleanup(func() { sync.Close() })
 	a := newAPI(cfg, Deps{
 		ServerName: name, DB: db, Users: users, Rooms: rooms, Media: files, Sync: sync, Log: log, DefaultRoomVersion: "11",
-		Keys: keys.New(keys.Options{Config: keys.DefaultConfig(), ServerName: name, DB: db, Log: log}),
-		Push: push.New(push.Options{Config: push.DefaultConfig(), DB: db, Log: log}),
+		Keys:  keys.New(keys.Options{Config: keys.DefaultConfig(), ServerName: name, DB: db, Log: log}),
+		Push:  push.New(push.Options{Config: push.DefaultConfig(), DB: db, Log: log}),
+		Voice: voice.New(voice.Options{Config: voice.DefaultConfig(), Media: files, Log: log}),
 	})
 	engine, err := a.engine(a.routes())
 	if err != nil {

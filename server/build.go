@@ -23,6 +23,7 @@ import (
 	"parley.im/parley/server/room"
 	"parley.im/parley/server/syncer"
 	"parley.im/parley/server/user"
+	"parley.im/parley/server/voice"
 	"parley.im/parley/storage"
 )
 
@@ -39,6 +40,7 @@ type house struct {
 	keys   *keys.Keys
 	push   *push.Push
 	media  *media.Repository
+	voice  *voice.Service
 	rooms  *room.Service
 	sync   *syncer.Service
 	sender *federation.Sender
@@ -52,10 +54,11 @@ type house struct {
 // build builds every room once, in floor order. What it has opened is closed again when it fails.
 func build(ctx context.Context, cfg *Config, log *slog.Logger) (h *house, err error) {
 	h = &house{cfg: cfg, log: log, registry: prometheus.NewRegistry()}
+	opened := h // h is nil once an error is returned
 	h.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	defer func() {
 		if err != nil {
-			h.close()
+			opened.close()
 		}
 	}()
 	if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
@@ -98,14 +101,15 @@ func build(ctx context.Context, cfg *Config, log *slog.Logger) (h *house, err er
 	h.media = media.New(media.Options{Config: cfg.Media, Server: server, DB: h.db, Blobs: blobs, Remote: h.client, PreviewClient: outside, Log: log})
 	h.closers = append(h.closers, h.media.Close)
 	h.rooms = room.New(room.Options{Config: cfg.Rooms, ServerName: server, DB: h.db, Key: key, Keys: h.client, Remote: h.client,
-		Profile: h.profile, Log: log})
+		Profile: h.profile, UserExists: h.users.Exists, InviteAllowed: h.inviteAllowed, Log: log})
 	h.closers = append(h.closers, h.rooms.Close)
 	h.sender = federation.NewSender(h.client, h.rooms)
 	h.sync = syncer.New(syncer.Options{Config: cfg.Sync, ServerName: server, DB: h.db, OnEDU: h.sender.SendEDU, Log: log})
 	h.closers = append(h.closers, h.sync.Close)
 	h.federation = federation.NewHandler(federation.HandlerOptions{Client: h.client, Rooms: h.rooms, Users: h.users,
 		Keys: h.keys, Media: h.media, Sync: h.sync, Version: version()})
-	h.api, err = api.New(cfg.ClientAPI, api.Deps{ServerName: server, Users: h.users, Keys: h.keys, Push: h.push, Media: h.media,
+	h.voice = voice.New(voice.Options{Config: cfg.Voice, Media: h.media, Log: log})
+	h.api, err = api.New(cfg.ClientAPI, api.Deps{Voice: h.voice, ServerName: server, Users: h.users, Keys: h.keys, Push: h.push, Media: h.media,
 		Rooms: h.rooms, Sync: h.sync, DB: h.db, DefaultRoomVersion: cfg.Rooms.DefaultVersion, Log: log, Metrics: h.registry})
 	return h, err
 }
@@ -147,6 +151,23 @@ func (h *house) close() {
 		}
 	}
 	h.closers = nil
+}
+
+// inviteAllowed asks the account data of one of our users. Spec v1.19 client-server-api/#invite-permission
+func (h *house) inviteAllowed(ctx context.Context, user, _ matrix.UserID, _ matrix.RoomID) error {
+	raw, err := h.users.AccountData(ctx, user, "", "m.invite_permission_config")
+	if matrix.ErrorCode(err) == "M_NOT_FOUND" {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	var config struct {
+		DefaultAction json.RawMessage `json:"default_action"`
+	}
+	if json.Unmarshal(raw, &config) == nil && string(config.DefaultAction) == `"block"` {
+		return matrix.InviteBlocked("the user does not take invites")
+	}
+	return nil
 }
 
 // profile is what goes into the member events of one of our users.

@@ -25,6 +25,7 @@ import (
 	"parley.im/parley/server/room"
 	"parley.im/parley/server/syncer"
 	"parley.im/parley/server/user"
+	"parley.im/parley/server/voice"
 	"parley.im/parley/storage"
 )
 
@@ -59,6 +60,8 @@ type Config struct {
 	Rooms room.Config `mapstructure:"rooms"`
 	// Sync: how clients are told what is new; presence and typing.
 	Sync syncer.Config `mapstructure:"sync"`
+	// Voice messages.
+	Voice voice.Config `mapstructure:"voice"`
 	// ClientAPI: what clients meet at the door.
 	ClientAPI api.Config `mapstructure:"client_api"`
 	// Federation: how this server and others meet.
@@ -103,6 +106,7 @@ func DefaultConfig() *Config {
 		Media:           media.DefaultConfig(),
 		Rooms:           room.DefaultConfig(),
 		Sync:            syncer.DefaultConfig(),
+		Voice:           voice.DefaultConfig(),
 		ClientAPI:       api.DefaultConfig(),
 		Federation:      federation.DefaultConfig(),
 	}
@@ -138,6 +142,9 @@ func (c *Config) complete() error {
 	}
 	if c.Log.Format != "text" && c.Log.Format != "json" {
 		return fmt.Errorf("log.format: %q is not text or json", c.Log.Format)
+	}
+	if err := c.Voice.Validate(); err != nil {
+		return fmt.Errorf("voice.%w", err)
 	}
 	return c.Federation.Validate()
 }

@@ -2,8 +2,11 @@ package storage
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 
 	"gorm.io/gorm"
 
@@ -97,4 +100,87 @@ func (db *DB) PublishedRooms(ctx context.Context, network string, all bool) ([]m
 	var rooms []matrix.RoomID
 	err := db.Read(ctx).Raw("SELECT DISTINCT room_id FROM published_rooms WHERE network = ? OR ? ORDER BY room_id", network, all).Scan(&rooms).Error
 	return rooms, err
+}
+
+// PeopleQuery looks for people in the user directory.
+type PeopleQuery struct {
+	Searcher matrix.UserID
+	Server   matrix.ServerName // this one
+	Words    []string          // in lower case; all must occur in the ID or the name
+	Limit    int
+}
+
+// Person is an entry of the user directory.
+type Person struct {
+	UserID                 matrix.UserID
+	DisplayName, AvatarURL string
+}
+
+// maxStrangers is how many users of other servers one search looks at.
+const maxStrangers = 5000
+
+// visibleRooms are the rooms whose members the searcher may find: the searcher's own and those in the public list.
+const visibleRooms = "(SELECT room FROM memberships WHERE user_id = ? AND membership = 'join' " +
+	"UNION SELECT r.num FROM published_rooms p JOIN rooms r ON r.room_id = p.room_id WHERE p.network = '')"
+
+// FindPeople searches the people in the rooms of the searcher and in public rooms, the searcher excepted: those of this server by
+// their profiles, others by what their newest member event in one of these rooms says.
+func (db *DB) FindPeople(ctx context.Context, q PeopleQuery) ([]Person, error) {
+	query := "SELECT p.user_id, COALESCE(p.displayname, ''), COALESCE(p.avatar_url, '') FROM profiles p JOIN users u ON u.user_id = p.user_id " +
+		"WHERE NOT u.deactivated AND p.user_id <> ? AND EXISTS (SELECT 1 FROM memberships m WHERE m.user_id = p.user_id AND m.membership = 'join' AND m.room IN " + visibleRooms + ")"
+	args := []any{string(q.Searcher), string(q.Searcher)}
+	for _, w := range q.Words {
+		query += ` AND (p.name_key LIKE ? ESCAPE '\' OR LOWER(p.user_id) LIKE ? ESCAPE '\')`
+		like := "%" + likeEscape(w) + "%"
+		args = append(args, like, like)
+	}
+	rows, err := db.Read(ctx).Raw(query+" ORDER BY p.user_id LIMIT ?", append(args, q.Limit)...).Rows()
+	if err != nil {
+		return nil, fmt.Errorf("search local users: %w", err)
+	}
+	defer rows.Close()
+	var found []Person
+	for rows.Next() {
+		var id string
+		var name, avatar []byte
+		if err := rows.Scan(&id, &name, &avatar); err != nil {
+			return nil, fmt.Errorf("search local users: %w", err)
+		}
+		found = append(found, Person{matrix.UserID(id), string(name), string(avatar)})
+	}
+	if err := rows.Err(); err != nil || len(found) >= q.Limit {
+		return found, err
+	}
+	strangers, err := db.findStrangers(ctx, q, q.Limit-len(found))
+	return append(found, strangers...), err
+}
+
+func (db *DB) findStrangers(ctx context.Context, q PeopleQuery, limit int) ([]Person, error) {
+	rows, err := db.Read(ctx).Raw("SELECT m.user_id, e.json FROM (SELECT user_id, MAX(num) AS num FROM memberships "+
+		"WHERE server <> ? AND membership = 'join' AND room IN "+visibleRooms+" GROUP BY user_id ORDER BY user_id LIMIT ?) m "+
+		"JOIN events e ON e.num = m.num ORDER BY m.user_id", string(q.Server), string(q.Searcher), maxStrangers).Rows()
+	if err != nil {
+		return nil, fmt.Errorf("search users of other servers: %w", err)
+	}
+	defer rows.Close()
+	var found []Person
+	for rows.Next() && len(found) < limit {
+		var user string
+		var raw []byte
+		if err := rows.Scan(&user, &raw); err != nil {
+			return nil, fmt.Errorf("search users of other servers: %w", err)
+		}
+		var event struct {
+			Content map[string]any `json:"content"`
+		}
+		_ = json.Unmarshal(raw, &event) // an event's content is always an object
+		p := Person{UserID: matrix.UserID(user)}
+		p.DisplayName, _ = event.Content["displayname"].(string)
+		p.AvatarURL, _ = event.Content["avatar_url"].(string)
+		text := strings.ToLower(user + " " + p.DisplayName)
+		if !slices.ContainsFunc(q.Words, func(w string) bool { return !strings.Contains(text, w) }) {
+			found = append(found, p)
+		}
+	}
+	return found, rows.Err()
 }

@@ -103,3 +103,65 @@ func TestInboundEventsWaitInOrderAndWithinTheLimit(t *testing.T) {
 		}
 	})
 }
+
+func TestFindPeopleSearchesSharedAndPublicRooms(t *testing.T) {
+	storagetest.Each(t, func(t *testing.T, db *storage.DB) {
+		ctx := context.Background()
+		err := db.Write(ctx, func(tx *storage.Tx) error {
+			for i, r := range []string{"!shared:here", "!public:here", "!closed:here"} {
+				if err := tx.Exec("INSERT INTO rooms (num, room_id, version, seq, pos, tip, root, depth, flags) VALUES (?, ?, '11', 0, 1, ?, ?, 1, 0)", i, r, []byte{}, []byte{}).Error; err != nil {
+					return err
+				}
+			}
+			for i, m := range []struct {
+				room              int
+				server, user, key string
+			}{{0, "here", "@seeker:here", "seeker"}, {0, "here", "@ann:here", "ann 100%"}, {1, "here", "@anton:here", "anton"}, {2, "here", "@anna:here", "anna"},
+				{0, "there", "@x:there", "Annika"}, {2, "there", "@y:there", "Annika too"}} {
+				if err := tx.Exec("INSERT INTO memberships (room, server, user_id, membership, num, pos, forgotten) VALUES (?, ?, ?, 'join', ?, 1, 0)", m.room, m.server, m.user, i+1).Error; err != nil {
+					return err
+				}
+				if m.server == "here" {
+					if err := tx.Exec("INSERT INTO users (user_id, password, created_ms, admin, locked, suspended, deactivated, erased) VALUES (?, '', 0, false, false, false, false, false)", m.user).Error; err != nil {
+						return err
+					}
+					if err := tx.Exec("INSERT INTO profiles (user_id, displayname, name_key) VALUES (?, ?, ?)", m.user, []byte(m.key), m.key).Error; err != nil {
+						return err
+					}
+					continue
+				}
+				json := `{"content":{"membership":"join","displayname":"` + m.key + `"}}`
+				if err := tx.Exec("INSERT INTO events (num, room, depth, ts, event_id, type, sender, flags, json) VALUES (?, ?, 1, 1, ?, 'm.room.member', ?, 0, ?)",
+					i+1, m.room, "$"+m.user, m.user, []byte(json)).Error; err != nil {
+					return err
+				}
+			}
+			return tx.SetPublished("", "!public:here", true)
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range []struct {
+			words []string
+			want  []string
+		}{
+			{[]string{"an"}, []string{"@ann:here", "@anton:here", "@x:there"}},
+			{[]string{"seeker"}, nil},
+			{[]string{"%"}, []string{"@ann:here"}},
+			{[]string{"annika", "there"}, []string{"@x:there"}},
+			{[]string{"@an"}, []string{"@ann:here", "@anton:here"}},
+		} {
+			found, err := db.FindPeople(ctx, storage.PeopleQuery{Searcher: "@seeker:here", Server: "here", Words: c.words, Limit: 10})
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got []string
+			for _, p := range found {
+				got = append(got, string(p.UserID))
+			}
+			if diff := cmp.Diff(c.want, got); diff != "" {
+				t.Errorf("%v: %s", c.words, diff)
+			}
+		}
+	})
+}

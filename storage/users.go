@@ -183,6 +183,9 @@ func (db *DB) DeactivateUser(ctx context.Context, user matrix.UserID, erase bool
 				return err
 			}
 		}
+		if err := tx.ringPush(user); err != nil {
+			return err
+		}
 		return tx.Exec("UPDATE profiles SET displayname = NULL, avatar_url = NULL, fields = NULL, name_key = '' WHERE user_id = ?", user).Error
 	})
 }

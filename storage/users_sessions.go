@@ -257,10 +257,17 @@ func (tx *Tx) deleteDevices(user matrix.UserID, devices []matrix.DeviceID) error
 		return err
 	}
 	for _, table := range []string{"access_tokens", "refresh_tokens", "devices", "device_keys", "one_time_keys",
-		"fallback_keys", "to_device", "pushers"} {
+		"fallback_keys", "to_device"} {
 		if err := tx.Exec("DELETE FROM "+table+" WHERE user_id = ? AND device_id IN ?", user, devices).Error; err != nil {
 			return err
 		}
+	}
+	n, err := tx.affect("DELETE FROM pushers WHERE user_id = ? AND device_id IN ?", user, devices)
+	if err == nil && n > 0 {
+		err = tx.ringPush(user)
+	}
+	if err != nil {
+		return err
 	}
 	if err := tx.Exec("DELETE FROM key_signatures WHERE target_user = ? AND target IN ?", user, devices).Error; err != nil {
 		return err

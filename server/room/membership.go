@@ -245,6 +245,11 @@ func (s *Service) Invite(ctx context.Context, r MemberRequest) error {
 		_, err := s.inviteThrough(ctx, r.Room, matrix.Builder{Sender: r.Sender, Type: matrix.TypeMember, StateKey: &key, Content: content})
 		return err
 	}
+	if s.o.InviteAllowed != nil {
+		if err := s.o.InviteAllowed(ctx, r.Target, r.Sender, r.Room); err != nil {
+			return err
+		}
+	}
 	return s.update(ctx, r.Room, func(u *update) error {
 		_, err := u.setMember(r.Sender, r.Target, content)
 		return err

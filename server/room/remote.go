@@ -159,7 +159,7 @@ type PublicRoomsResponse struct {
 
 // HierarchyResponse is the answer to GET /v1/hierarchy.
 type HierarchyResponse struct {
-	Room                 RoomSummary     `json:"room"`
+	Room                 HierarchyRoom   `json:"room"`
 	Children             []RoomSummary   `json:"children"`
 	InaccessibleChildren []matrix.RoomID `json:"inaccessible_children"`
 }

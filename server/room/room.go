@@ -93,6 +93,8 @@ type Service struct {
 	resolved resolved
 	related  related
 
+	foreign foreign // see foreign.go
+
 	stopListening func()
 }
 
@@ -123,4 +125,7 @@ func New(o Options) *Service {
 }
 
 // Close waits for work in the background.
-func (s *Service) Close() error { return nil }
+func (s *Service) Close() error {
+	s.foreign.inbound.close()
+	return nil
+}

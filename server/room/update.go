@@ -165,7 +165,10 @@ func (u *update) known(id matrix.EventID) (*storage.Event, error) {
 // advance makes e part of the tip and moves the current state on.
 func (u *update) advance(e *storage.Event) error {
 	tip := make([]*storage.Event, 0, len(u.snap.Tip)+1)
-	prev := e.PrevEvents()
+	prev, err := u.behindRefused(e.PrevEvents())
+	if err != nil {
+		return err
+	}
 	for _, t := range u.snap.Tip {
 		if !slices.Contains(prev, t.ID()) {
 			tip = append(tip, t)

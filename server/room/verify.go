@@ -171,6 +171,9 @@ func judge(events []*matrix.Event, create *matrix.Event, known func(matrix.Event
 				j.err = errNoAuth
 			}
 		}
+		if j.err == nil && e.Type() == matrix.TypeCreate && create != nil && e.ID() != create.ID() {
+			j.err = &matrix.AuthError{Rule: "1", Reason: "the room has another create event"}
+		}
 		if j.err == nil {
 			j.err = matrix.AuthorizeByAuthEvents(e, auth, create, rejected)
 		}
