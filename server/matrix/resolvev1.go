@@ -20,7 +20,14 @@ func (s *resolver) resolveV1() (map[StateTuple]int32, error) {
 	if err := s.loadAuthState(s.conflicted); err != nil {
 		return nil, err
 	}
+	// What only some states have, but those the same, is no conflict here: it is there from the start.
 	resolved := map[StateTuple]int32{}
+	for tuple, events := range conflicts {
+		if len(events) == 1 {
+			resolved[tuple] = events[0]
+			delete(conflicts, tuple)
+		}
+	}
 	for _, typ := range []string{TypePowerLevels, TypeJoinRules, TypeMember} {
 		decided := map[StateTuple]int32{}
 		for tuple, events := range conflicts {
