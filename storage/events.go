@@ -304,3 +304,37 @@ func padded[T any](list []T) []T {
 	}
 	return all
 }
+
+// ScanText reads those of the limit events before a place that are messages, names or topics and whose JSON keep lets through, newest
+// first. last is the place to go on from, zero at the beginning of the room.
+func (db *DB) ScanText(ctx context.Context, room int64, at Place, limit int, keep func(json string) bool) (kept []*Event, last Place, err error) {
+	rows, err := db.Read(ctx).Raw("SELECT depth, num, type, flags, json FROM events WHERE room = ? AND (depth, num) < (?, ?) ORDER BY depth DESC, num DESC LIMIT ?",
+		room, at.Depth, at.Num, limit).Rows()
+	if err != nil {
+		return nil, last, fmt.Errorf("search events: %w", err)
+	}
+	defer rows.Close()
+	var nums []int64
+	n := 0
+	for rows.Next() {
+		var typ string
+		var flags EventFlags
+		var raw sql.RawBytes
+		if err := rows.Scan(&last.Depth, &last.Num, &typ, &flags, &raw); err != nil {
+			return nil, last, fmt.Errorf("search events: %w", err)
+		}
+		n++
+		if (typ == matrix.TypeMessage || typ == matrix.TypeName || typ == matrix.TypeTopic) && flags == 0 && keep(string(raw)) {
+			nums = append(nums, last.Num)
+		}
+	}
+	if err := rows.Err(); err != nil {
+		return nil, last, fmt.Errorf("search events: %w", err)
+	}
+	rows.Close() // before the next read, which may need the connection
+	if n < limit {
+		last = Place{}
+	}
+	kept, err = db.Events(ctx, nums)
+	return kept, last, err
+}

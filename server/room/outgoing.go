@@ -320,11 +320,13 @@ func (s *Service) startFrom(ctx context.Context, join *matrix.Event, state []mat
 	})
 }
 
-// startOver forgets the tip and the current state, for a room that this server comes into, be it for the first time or again.
+// startOver forgets the tip, for a room that this server comes into, be it for the first time or again. The current state of last time
+// stays until the first event is appended, so that whose membership has changed meanwhile follows from the difference.
 func (u *update) startOver() {
-	u.snap.Tip, u.snap.Root, u.snap.Depth = nil, storage.StateRoot{}, 0
-	u.snap.Local, u.snap.Servers = map[matrix.UserID]int64{}, map[matrix.ServerName]int{}
-	u.snap.JoinedCount, u.snap.InvitedCount = 0, 0
+	u.snap.Tip, u.snap.Depth = nil, 0
+	if u.snap.Root.IsZero() { // an invite was all we had
+		u.snap.JoinedCount, u.snap.InvitedCount = 0, 0
+	}
 }
 
 // knockThrough knocks on a room that this server is not in. Spec v1.19 server-server-api/#knocking-upon-a-room

@@ -31,7 +31,6 @@ import (
 	"parley.im/parley/storage"
 )
 
-var errNotYet = errors.New("room: not implemented yet")
 
 // Config are the operator's choices about rooms.
 type Config struct {

@@ -35,6 +35,16 @@ func (s *Service) Send(ctx context.Context, r SendRequest) (matrix.EventID, erro
 	if err := s.checkSend(ctx, &r); err != nil {
 		return "", err
 	}
+	if r.invitesElsewhere(s.o.ServerName) {
+		if _, err := s.joinedRoom(ctx, r.Room, r.Sender); err != nil {
+			return "", err
+		}
+		e, err := s.inviteThrough(ctx, r.Room, matrix.Builder{Sender: r.Sender, Type: r.Type, StateKey: r.StateKey, Content: r.Content})
+		if err != nil {
+			return "", err
+		}
+		return e.ID(), nil
+	}
 	room, err := s.pin(ctx, r.Room)
 	if errors.Is(err, errNoRoom) {
 		return "", matrix.Forbidden("you are not in this room")
@@ -51,6 +61,27 @@ func (s *Service) Send(ctx context.Context, r SendRequest) (matrix.EventID, erro
 		return err
 	})
 	return id, err
+}
+
+// invitesElsewhere reports whether the event invites a user of another server, which has to sign it.
+func (r *SendRequest) invitesElsewhere(here matrix.ServerName) bool {
+	if r.Type != matrix.TypeMember || r.StateKey == nil || matrix.UserID(*r.StateKey).Server() == here {
+		return false
+	}
+	if _, err := matrix.ParseUserID(*r.StateKey); err != nil {
+		return false
+	}
+	content, err := object(r.Content)
+	return err == nil && string(content["membership"]) == `"invite"`
+}
+
+// joinsSelf reports whether the event is a join of its sender.
+func (r *SendRequest) joinsSelf() bool {
+	if r.Type != matrix.TypeMember || r.StateKey == nil || *r.StateKey != string(r.Sender) {
+		return false
+	}
+	content, err := object(r.Content)
+	return err == nil && string(content["membership"]) == `"join"`
 }
 
 // sentBefore finds what was sent with the request's transaction ID; "" if nothing was.
@@ -91,6 +122,15 @@ func (u *update) send(r *SendRequest) (matrix.EventID, error) {
 	}
 	if err := u.checkAnnotation(r); err != nil {
 		return "", err
+	}
+	if r.joinsSelf() && u.snap.Local[r.Sender] == 0 {
+		via, err := u.authoriser(r.Sender)
+		if err != nil && !errors.Is(err, errCannotGrant) {
+			return "", err
+		}
+		if r.Content, err = withFields(r.Content, map[string]any{"join_authorised_via_users_server": string(via)}); err != nil {
+			return "", err
+		}
 	}
 	e, err := u.build(&matrix.Builder{Sender: r.Sender, Type: r.Type, StateKey: r.StateKey, Content: r.Content, Redacts: r.Redacts, Time: r.Time})
 	if err != nil {
