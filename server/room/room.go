@@ -21,7 +21,6 @@ package room
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -30,7 +29,6 @@ import (
 	"parley.im/parley/server/matrix"
 	"parley.im/parley/storage"
 )
-
 
 // Config are the operator's choices about rooms.
 type Config struct {
