@@ -79,7 +79,7 @@ type deviceKey struct {
 // keptDevices is how many devices' small properties are kept in memory.
 const keptDevices = 50000
 
-// New builds the room; nothing runs before Run. Close must be called in the end.
+// New builds the room; nothing runs before Run. Close is for those whose database lives on.
 func New(o Options) *Keys {
 	if o.Now == nil {
 		o.Now = time.Now

@@ -66,7 +66,7 @@ type Push struct {
 // keptUsers is how many users' rules and pushers are kept in memory.
 const keptUsers = 20000
 
-// New builds the room; nothing runs before Run. Close must be called in the end.
+// New builds the room; nothing runs before Run. Close is for those whose database lives on.
 func New(o Options) *Push {
 	if o.Now == nil {
 		o.Now = time.Now

@@ -109,7 +109,7 @@ type Users struct {
 	stop     func()
 }
 
-// New builds the room; nothing runs before Run. Close must be called in the end.
+// New builds the room; nothing runs before Run. Close is for those whose database lives on.
 func New(o Options) *Users {
 	if o.Now == nil {
 		o.Now = time.Now
