@@ -12,6 +12,7 @@ func (a *api) syncRoutes() []route {
 	room := client + "/rooms/{roomId}"
 	return []route{
 		{method: get, path: client + "/sync", handle: a.sync, suspended: true},
+		{method: post, path: "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync", handle: a.slidingSync, suspended: true},
 		{method: get, path: client + "/keys/changes", handle: a.keyChanges, limit: limitKeys, suspended: true},
 		{method: put, path: room + "/typing/{userId}", handle: a.typing, limit: limitMessage},
 		{method: post, path: room + "/receipt/{receiptType}/{eventId}", handle: a.receipt, limit: limitMessage, suspended: true},
@@ -51,6 +52,22 @@ func (a *api) sync(c *call) error {
 		Timeout:            milliseconds(timeout),
 		UseStateAfter:      stateAfter,
 		UnstableStateAfter: unstableStateAfter,
+	}))
+}
+
+// slidingSync is MSC4186 in the shape that clients use today.
+func (a *api) slidingSync(c *call) error {
+	timeout, err := c.number("timeout", 0)
+	if err != nil {
+		return err
+	}
+	body, err := c.body()
+	if err != nil {
+		return err
+	}
+	a.Users.Seen(c.session, c.ClientIP(), c.Request.UserAgent())
+	return c.replyRaw(a.Sync.SlidingSync(c.ctx(), syncer.SlidingRequest{
+		User: c.userID(), Device: c.deviceID(), Pos: c.Query("pos"), SetPresence: c.Query("set_presence"), Timeout: milliseconds(timeout), Body: body,
 	}))
 }
 

@@ -104,7 +104,8 @@ func build(ctx context.Context, cfg *Config, log *slog.Logger) (h *house, err er
 		Profile: h.profile, UserExists: h.users.Exists, InviteAllowed: h.inviteAllowed, Log: log})
 	h.closers = append(h.closers, h.rooms.Close)
 	h.sender = federation.NewSender(h.client, h.rooms)
-	h.sync = syncer.New(syncer.Options{Config: cfg.Sync, ServerName: server, DB: h.db, OnEDU: h.sender.SendEDU, Log: log})
+	h.sync = syncer.New(syncer.Options{Config: cfg.Sync, ServerName: server, DB: h.db, Rooms: h.rooms, Users: h.users, Keys: h.keys, Push: h.push,
+		OnEDU: h.sender.SendEDU, Log: log})
 	h.closers = append(h.closers, h.sync.Close)
 	h.federation = federation.NewHandler(federation.HandlerOptions{Client: h.client, Rooms: h.rooms, Users: h.users,
 		Keys: h.keys, Media: h.media, Sync: h.sync, Version: version()})
