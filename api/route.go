@@ -61,6 +61,7 @@ func (a *api) routes() []route {
 		a.backupRoutes(),
 		a.pushRoutes(),
 		a.mediaRoutes(),
+		a.voiceRoutes(),
 		a.serviceRoutes(),
 		a.adminRoutes(),
 		a.roomRoutes(),

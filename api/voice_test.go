@@ -33,3 +33,32 @@ func TestVoiceMessageSaysOfItsFileWhatIsTrue(t *testing.T) {
 		t.Errorf("two recordings in one file: got %d %s", up.Code, up.Body)
 	}
 }
+
+func TestRecordingIsHadInAnotherContainerAndByLink(t *testing.T) {
+	w := newWorld(t, quiet())
+	alice := w.person("alice")
+	file, err := os.ReadFile("../server/audio/testdata/speech.ogg")
+	if err != nil {
+		t.Fatal(err)
+	}
+	up := ask(w.handler, post, "/_matrix/media/v3/upload?filename=a.ogg", string(file), "Content-Type", "audio/ogg", "Authorization", "Bearer "+alice.token)
+	id := strings.TrimRight(strings.TrimPrefix(up.Body.String(), `{"content_uri":"mxc://test/`), "\"}\n")
+	voice := "/_matrix/client/unstable/im.parley.voice"
+	whole := alice.ask(get, voice+"/media/test/"+id+"?container=webm", nil)
+	if whole.Code != 200 || whole.Header().Get("Content-Type") != "audio/webm" || !strings.HasPrefix(whole.Body.String(), "\x1a\x45\xdf\xa3") {
+		t.Errorf("got %d %v", whole.Code, whole.Header())
+	}
+	alice.refused(get, voice+"/media/test/"+id+"?container=wav", nil, 400, "M_INVALID_PARAM")
+	if got := ask(w.handler, get, voice+"/media/test/"+id, ""); got.Code != 401 {
+		t.Errorf("without a token: got %d", got.Code)
+	}
+
+	link := alice.must(post, voice+"/link/test/"+id+"?container=webm", nil)
+	part := ask(w.handler, get, link["path"].(string), "", "Range", "bytes=100-199")
+	if part.Code != 206 || part.Body.String() != whole.Body.String()[100:200] {
+		t.Errorf("got %d %q", part.Code, part.Body)
+	}
+	if got := ask(w.handler, get, strings.Replace(link["path"].(string), "webm", "mp4", 1), ""); got.Code != 403 || errcode(t, got) != "M_FORBIDDEN" {
+		t.Errorf("a changed link: got %d %s", got.Code, got.Body)
+	}
+}

@@ -22,3 +22,19 @@ func (db *DB) SetFact(ctx context.Context, name, value string) error {
 		return tx.Exec("INSERT INTO facts (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value", name, value).Error
 	})
 }
+
+// InitFact stores a fact unless it is there already, and returns what is there then: several processes that ask get the
+// same.
+func (db *DB) InitFact(ctx context.Context, name, value string) (string, error) {
+	stored, err := db.Fact(ctx, name)
+	if !errors.Is(err, ErrNotFound) {
+		return stored, err
+	}
+	err = db.Write(ctx, func(tx *Tx) error {
+		if err := tx.Exec("INSERT INTO facts (name, value) VALUES (?, ?) ON CONFLICT (name) DO NOTHING", name, value).Error; err != nil {
+			return err
+		}
+		return tx.Raw("SELECT value FROM facts WHERE name = ?", name).Row().Scan(&stored)
+	})
+	return stored, err
+}

@@ -68,6 +68,7 @@ type Repository struct {
 	fetches  map[URI]*fetch
 	uploaded chan struct{}     // closed, and replaced, whenever an upload to a created ID has ended
 	used     map[URI]time.Time // media of other servers read since the last sweep
+	linkKey  []byte            // nil until the first link
 	closed   bool
 }
 
