@@ -58,7 +58,10 @@ func newWorld(t testing.TB, cfg Config) *world {
 	t.Cleanup(func() { rooms.Close() })
 	files := media.New(media.Options{Config: media.DefaultConfig(), Server: name, DB: db, Blobs: blobs, Log: log})
 	t.Cleanup(func() { files.Close() })
-	sync := syncer.New(syncer.Options{Config: syncer.DefaultConfig(), ServerName: name, DB: db, Log: log})
+	keyRoom := keys.New(keys.Options{Config: keys.DefaultConfig(), ServerName: name, DB: db, Log: log})
+	pushRoom := push.New(push.Options{Config: push.DefaultConfig(), DB: db, Log: log})
+	sync := syncer.New(syncer.Options{Config: syncer.DefaultConfig(), ServerName: name, DB: db, Rooms: rooms, Users: users, Keys: keyRoom,
+		Push: pushRoom, Log: log})
 	t.Cleanup(func() { sync.Close() })
 	a := newAPI(cfg, Deps{
 		ServerName: name, DB: db, Users: users, Rooms: rooms, Media: files, Sync: sync, Log: log, DefaultRoomVersion: "11",
