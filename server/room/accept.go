@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"runtime"
 	"slices"
 	"sync"
 
@@ -54,32 +56,112 @@ func (s *Service) Receive(ctx context.Context, origin matrix.ServerName, pdus []
 	results := map[matrix.EventID]error{}
 	var mu sync.Mutex // guards results
 	parallel(len(rooms), maxTransactionPDUs, func(i int) {
-		for _, raw := range byRoom[rooms[i]] {
-			id, err := s.receiveOne(ctx, origin, rooms[i], raw)
-			if id == "" {
-				continue
-			}
-			mu.Lock()
-			results[id] = err
-			mu.Unlock()
-		}
+		some := s.receiveInto(ctx, origin, rooms[i], byRoom[rooms[i]])
+		mu.Lock()
+		defer mu.Unlock()
+		maps.Copy(results, some)
 	})
 	return results
 }
 
-// receiveOne takes one event of a transaction or keeps it for later. That a rule refused it is not the sender's to know.
-func (s *Service) receiveOne(ctx context.Context, origin matrix.ServerName, room matrix.RoomID, raw json.RawMessage) (matrix.EventID, error) {
-	r, e, err := s.check(ctx, origin, room, raw)
-	if err != nil || e == nil {
-		return idOf(e), s.tell(origin, room, idOf(e), err)
+// receiveInto takes the events of one room, those that can be taken at once in one write, and keeps the others for later. That a rule
+// refused an event is not the sender's to know.
+func (s *Service) receiveInto(ctx context.Context, origin matrix.ServerName, room matrix.RoomID, pdus []json.RawMessage) map[matrix.EventID]error {
+	results := map[matrix.EventID]error{}
+	report := func(e *matrix.Event, err error) {
+		if e != nil {
+			results[e.ID()] = s.tell(origin, room, e.ID(), err)
+		}
 	}
-	err = s.take(ctx, origin, r, e)
-	if errors.Is(err, errGap) {
-		err = s.o.DB.KeepInbound(ctx, maxWaiting, []storage.InboundEvent{{RoomID: room, EventID: e.ID(), Origin: origin, Depth: e.Depth(),
-			ReceivedMS: s.o.Now().UnixMilli(), JSON: e.JSON()}})
-		s.foreign.inbound.kick(s, room)
+	events, errs := make([]*matrix.Event, len(pdus)), make([]error, len(pdus))
+	parallel(len(pdus), runtime.GOMAXPROCS(0), func(i int) {
+		_, events[i], errs[i] = s.check(ctx, origin, room, pdus[i])
+	})
+	var good []*matrix.Event
+	for i, e := range events {
+		if errs[i] != nil {
+			report(e, errs[i])
+		} else if e != nil {
+			good = append(good, e)
+		}
 	}
-	return e.ID(), s.tell(origin, room, e.ID(), err)
+	if len(good) == 0 {
+		return results
+	}
+	good, late, err := s.sortOut(ctx, origin, room, good)
+	verdicts, refusals := make([]error, len(good)), make([]error, len(good))
+	if err == nil && len(good) > 0 {
+		err = s.update(ctx, room, func(u *update) (err error) {
+			for i, e := range good {
+				_, verdicts[i], refusals[i] = u.accept(e, arrival{})
+				if refusals[i] != nil && !errors.Is(refusals[i], errGap) && !errors.Is(refusals[i], errNoAuth) {
+					return refusals[i]
+				}
+			}
+			return nil
+		})
+	}
+	for i, e := range good {
+		switch {
+		case err != nil:
+			report(e, err)
+		case errors.Is(refusals[i], errGap):
+			late = append(late, e)
+		default:
+			report(e, errors.Join(verdicts[i], refusals[i]))
+		}
+	}
+	if err == nil {
+		err = s.keepForLater(ctx, origin, room, late)
+	}
+	for _, e := range late {
+		report(e, err)
+	}
+	return results
+}
+
+// sortOut parts the events whose prev_events are here, or among them, from those that must wait, and fetches the auth events
+// that the former lack.
+func (s *Service) sortOut(ctx context.Context, origin matrix.ServerName, room matrix.RoomID, events []*matrix.Event) (now, late []*matrix.Event, err error) {
+	r, err := s.Room(ctx, room)
+	if err != nil {
+		return nil, events, err
+	}
+	coming := map[matrix.EventID]bool{}
+	for _, e := range byPrev(events) {
+		missing, err := s.unknownPrevs(ctx, e)
+		if err != nil {
+			return nil, events, err
+		}
+		if slices.ContainsFunc(missing, func(id matrix.EventID) bool { return !coming[id] }) {
+			late = append(late, e)
+			continue
+		}
+		if slices.ContainsFunc(e.AuthEvents(), func(id matrix.EventID) bool { return !coming[id] }) {
+			if err := s.fetchAuth(ctx, origin, r, e); err != nil {
+				return nil, events, err
+			}
+		}
+		coming[e.ID()] = true
+		now = append(now, e)
+	}
+	return now, late, nil
+}
+
+// keepForLater puts events into rows, where they wait for what comes before them, and has somebody look for that.
+func (s *Service) keepForLater(ctx context.Context, origin matrix.ServerName, room matrix.RoomID, events []*matrix.Event) error {
+	if len(events) == 0 {
+		return nil
+	}
+	waiting := make([]storage.InboundEvent, len(events))
+	for i, e := range events {
+		waiting[i] = storage.InboundEvent{RoomID: room, EventID: e.ID(), Origin: origin, Depth: e.Depth(), ReceivedMS: s.o.Now().UnixMilli(), JSON: e.JSON()}
+	}
+	if err := s.o.DB.KeepInbound(ctx, maxWaiting, waiting); err != nil {
+		return err
+	}
+	s.foreign.inbound.kick(s, room)
+	return nil
 }
 
 func idOf(e *matrix.Event) matrix.EventID {

@@ -19,7 +19,7 @@ import (
 
 // world is some servers in one process that ask each other directly. Events travel only when a test says so.
 type world struct {
-	t       *testing.T
+	t       testing.TB
 	servers map[matrix.ServerName]*Service
 	keys    map[matrix.ServerName]*matrix.SigningKey
 
@@ -200,7 +200,7 @@ func (r *wire) Hierarchy(ctx context.Context, to matrix.ServerName, room matrix.
 // at is a server with the test's patience.
 type at struct {
 	*Service
-	t    *testing.T
+	t    testing.TB
 	w    *world
 	name matrix.ServerName
 }
