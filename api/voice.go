@@ -52,6 +52,9 @@ func (c *call) serveFile(f *media.File, err error) error {
 
 // linkRecording makes a link to a file that needs no access token.
 func (a *api) linkRecording(c *call) error {
+	if _, err := c.optionalObject(); err != nil {
+		return err
+	}
 	r, err := c.mediaRequest()
 	if err != nil {
 		return err
