@@ -52,19 +52,6 @@ func (db *DB) ChangeProfile(ctx context.Context, user matrix.UserID, change func
 	})
 }
 
-// SearchProfiles finds people of this server whose name key contains all the given lower-case words.
-func (db *DB) SearchProfiles(ctx context.Context, words []string, limit int) ([]Profile, error) {
-	query := `SELECT p.user_id, p.displayname, p.avatar_url, p.fields FROM profiles p JOIN users u ON u.user_id = p.user_id
-		WHERE NOT u.deactivated`
-	var args []any
-	for _, w := range words {
-		query += ` AND p.name_key LIKE ? ESCAPE '\'`
-		args = append(args, "%"+likeEscape(w)+"%")
-	}
-	return scanAll(db.Read(ctx).Raw(query+" ORDER BY p.user_id LIMIT ?", append(args, limit)...),
-		func(rows *sql.Rows) (Profile, error) { return scanProfile(rows) })
-}
-
 func likeEscape(s string) string {
 	out := make([]byte, 0, len(s))
 	for i := 0; i < len(s); i++ {

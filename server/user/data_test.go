@@ -86,34 +86,6 @@ func TestRemoteProfileIsAskedFor(t *testing.T) {
 	wantCode(t, err, "M_NOT_FOUND")
 }
 
-func TestDirectorySearch(t *testing.T) {
-	storagetest.Each(t, func(t *testing.T, db *storage.DB) {
-		u, _ := newUsers(t, db, nil)
-		for _, name := range []string{"alice", "bob", "b_c"} {
-			register(t, u, name)
-		}
-		if _, err := u.SetProfileField(t.Context(), "@bob:hs1", "displayname", json.RawMessage(`"Björn 100%"`)); err != nil {
-			t.Fatal(err)
-		}
-		for term, want := range map[string][]Found{
-			"BJÖRN":  {{UserID: "@bob:hs1", DisplayName: "Björn 100%"}},
-			"100% b": {{UserID: "@bob:hs1", DisplayName: "Björn 100%"}},
-			"b_c":    {{UserID: "@b_c:hs1"}},
-			"alice":  {}, // the searcher
-			"zzz":    {},
-			"":       {},
-		} {
-			got, limited, err := u.Search(t.Context(), alice, term, 10)
-			if diff := cmp.Diff(want, got); diff != "" || limited || err != nil {
-				t.Errorf("%q: %v %v\n%s", term, limited, err, diff)
-			}
-		}
-		if got, limited, _ := u.Search(t.Context(), alice, "hs1", 1); len(got) != 1 || !limited {
-			t.Errorf("got %v %v, want one and limited", got, limited)
-		}
-	})
-}
-
 func TestAccountData(t *testing.T) {
 	storagetest.Each(t, func(t *testing.T, db *storage.DB) {
 		u, _ := newUsers(t, db, nil)

@@ -237,40 +237,7 @@ func checkField(field string) error {
 	return nil
 }
 
-// Found is a result of the user directory.
-type Found struct {
-	UserID      matrix.UserID `json:"user_id"`
-	DisplayName string        `json:"display_name,omitempty"`
-	AvatarURL   string        `json:"avatar_url,omitempty"`
-}
-
-// maxSearchWords bounds the work of one search.
-const maxSearchWords = 8
-
-// Search looks for people of this server whose user ID or display name contains every word of term, in any case.
-func (u *Users) Search(ctx context.Context, searcher matrix.UserID, term string, limit int) (found []Found, limited bool, err error) {
-	words := strings.Fields(strings.ToLower(clean(term, 256)))
-	if len(words) > maxSearchWords {
-		words = words[:maxSearchWords]
-	}
-	if len(words) == 0 || limit <= 0 {
-		return []Found{}, false, nil
-	}
-	rows, err := u.db.SearchProfiles(ctx, words, limit+2)
-	found = []Found{}
-	for _, p := range rows {
-		if p.UserID == searcher {
-			continue
-		}
-		if len(found) == limit {
-			return found, true, err
-		}
-		found = append(found, Found{p.UserID, string(p.DisplayName), string(p.AvatarURL)})
-	}
-	return found, false, err
-}
-
-// nameKey is what Search looks through.
+// nameKey is what the user directory looks through.
 func nameKey(user matrix.UserID, displayName string) string {
 	return strings.ToLower(string(user) + " " + displayName)
 }

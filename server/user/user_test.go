@@ -483,9 +483,6 @@ func TestDeactivatedAccountIsGoneAndItsNameTaken(t *testing.T) {
 		if exists, err := u.Exists(t.Context(), l.UserID); exists || err != nil {
 			t.Errorf("got %v %v", exists, err)
 		}
-		if found, _, _ := u.Search(t.Context(), "@bob:hs1", "alice", 10); len(found) != 0 {
-			t.Errorf("found %v", found)
-		}
 		if a, err := u.Account(t.Context(), l.UserID); err != nil || !a.Deactivated || !a.Erased || a.HasPassword {
 			t.Errorf("got %+v %v", a, err)
 		}
