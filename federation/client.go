@@ -257,9 +257,7 @@ func (c *Client) open(ctx context.Context, q request) (*http.Response, http.Head
 			break
 		}
 		c.peers.failed(ctx, q.server, retryAfter(answer.Header))
-	case http.StatusTooManyRequests:
-		c.peers.failed(ctx, q.server, retryAfter(answer.Header))
-	default:
+	default: // also 429, which is about one kind of request, not about the server
 		c.peers.answered(ctx, q.server)
 	}
 	if err != nil {

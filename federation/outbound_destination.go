@@ -175,6 +175,10 @@ func (d *destination) failed(ctx context.Context, err error) {
 	d.refused++
 	pause := firstBackoff << min(d.refused, 20)
 	d.mu.Unlock()
+	if refusal := new(matrix.Error); errors.As(err, &refusal) {
+		pause = max(pause, refusal.RetryAfter)
+		d.s.log.Info("another server refused a transaction", "server", d.server, "err", err)
+	}
 	d.s.c.peers.failed(ctx, d.server, pause)
 	if err := d.s.db.TrimOutbox(ctx, d.server, maxOutbox); err != nil && ctx.Err() == nil {
 		d.s.log.Error("trim the outbox", "server", d.server, "err", err)

@@ -220,6 +220,25 @@ func TestServerThatWasAwayCatchesUp(t *testing.T) {
 	bob.waitFor(t, "the last message", func(got []matrix.EventID) bool { return slices.Contains(got, last) })
 }
 
+func TestRefusedTransactionsAreSentAgainWhenAsked(t *testing.T) {
+	a := newAuthority(t)
+	alice, bob := newHouse(t, a), newHouse(t, a)
+	id := alice.create(t)
+	bob.join(t, id, "bob", alice)
+	real, refusals := bob.handler, 1
+	bob.handle(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if refusals > 0 && strings.Contains(r.URL.Path, "/send/") {
+			refusals--
+			w.WriteHeader(429)
+			io.WriteString(w, `{"errcode":"M_LIMIT_EXCEEDED","error":"slow down"}`)
+			return
+		}
+		real.ServeHTTP(w, r)
+	}))
+	event := alice.say(t, id, "alice", "hello")
+	bob.waitFor(t, "the message", func(got []matrix.EventID) bool { return slices.Contains(got, event) })
+}
+
 func TestSenderThatWasRestartedGoesOn(t *testing.T) {
 	a := newAuthority(t)
 	alice, bob := newHouse(t, a), newHouse(t, a)
