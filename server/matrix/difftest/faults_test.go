@@ -72,8 +72,21 @@ func TestFaultsOfGomatrixserverlibInVerdicts(t *testing.T) {
 		"leaveFromOutside": {"11", []event{alice}, event{"@bob:b.example", matrix.TypeMember, "@bob:b.example", `{"membership":"leave"}`}, false},
 		// rooms/v6/#authorisation-rules 4.2.4: "If the join_rule is invite then allow if membership state is invite or
 		// join", 4.2.5 "If the join_rule is public, allow", 4.2.6 "Otherwise, reject": no other rule lets anybody in,
-		// not even who is in the room.
-		"joinAgainByAnyRule": {"6", []event{alice, bob, {"@alice:a.example", matrix.TypeJoinRules, "", `{"join_rule":"private"}`}}, bob, false},
+		// not even who is invited or in the room.
+		"joinByAnyRule": {"6", []event{alice, bob, {"@alice:a.example", matrix.TypeJoinRules, "", `{"join_rule":"private"}`}}, bob, false},
+		// rooms/v11/#authorisation-rules 4.5.4: "If the sender's power level is greater than or equal to the kick level, and
+		// the target user's power level is less than the sender's power level, allow", 4.5.5 "Otherwise, reject", and the
+		// note: to unban somebody takes power "greater than the target user's power level".
+		"unbanOfAnEqual": {"11", []event{alice, {"@alice:a.example", matrix.TypeMember, "@bob:b.example", `{"membership":"ban"}`}, {"@alice:a.example", matrix.TypePowerLevels, "", `{"users_default":50}`}},
+			event{"@alice:a.example", matrix.TypeMember, "@bob:b.example", `{"membership":"leave"}`}, false},
+		// rooms/v8/#authorisation-rules 4.7.1: "If the join_rule is anything other than knock, reject." Room version 10 adds
+		// knock_restricted.
+		"knockRestrictedBeforeItsTime": {"9", []event{alice, {"@alice:a.example", matrix.TypeJoinRules, "", `{"join_rule":"knock_restricted"}`}},
+			event{"@bob:b.example", matrix.TypeMember, "@bob:b.example", `{"membership":"knock"}`}, false},
+		// rooms/v11/#authorisation-rules 9.5: "For the properties users_default, … check if they were added, changed or
+		// removed. For each found alteration: … 2. If the new value is higher than the sender's current power level, reject."
+		"usersDefaultAboveOneself": {"11", []event{alice, {"@alice:a.example", matrix.TypePowerLevels, "", `{"users":{"@alice:a.example":60}}`}},
+			event{"@alice:a.example", matrix.TypePowerLevels, "", `{"users":{"@alice:a.example":60},"users_default":61}`}, false},
 		// rooms/v11/#authorisation-rules 9.8: "For each entry being changed in, or removed from, the users property": an
 		// entry that is added has no current value to compare.
 		"levelsThatAreNotThere": {"11", []event{alice, {"@alice:a.example", matrix.TypePowerLevels, "", `{"users_default":50}`}},

@@ -95,16 +95,29 @@ func authState(keys []matrix.StateTuple, state matrix.StateLookup) (text string)
 
 // knownVerdict tells the cases in which gomatrixserverlib is known to be wrong; see faults_test.go.
 func (g *gmslRoom) knownVerdict(e *matrix.Event, state matrix.StateLookup, ours, theirs error) bool {
-	membership := ""
+	membership, joinRule := "", ""
+	if x := state(matrix.TypeJoinRules, ""); x != nil {
+		joinRule = x.ContentString("join_rule")
+	}
 	if x := state(matrix.TypeMember, string(e.Sender())); x != nil {
 		membership = x.Membership()
+	}
+	target := ""
+	if key, ok := e.StateKey(); ok && state(matrix.TypeMember, key) != nil {
+		target = state(matrix.TypeMember, key).Membership()
 	}
 	own := e.Is(matrix.TypeMember, string(e.Sender()))
 	switch {
 	case ours != nil && theirs == nil && own && e.Membership() == matrix.Leave && membership != matrix.Ban:
 		return true // leaveFromOutside
-	case ours != nil && theirs == nil && own && e.Membership() == matrix.Join && membership == matrix.Join:
-		return true // joinAgainByAnyRule
+	case ours != nil && theirs == nil && own && e.Membership() == matrix.Join && (membership == matrix.Join || membership == matrix.Invite):
+		return true // joinByAnyRule
+	case ours != nil && theirs == nil && e.Membership() == matrix.Leave && target == matrix.Ban:
+		return strings.Contains(ours.Error(), "to kick") // unbanOfAnEqual
+	case ours != nil && theirs == nil && e.Type() == matrix.TypeMember && joinRule == matrix.JoinRuleKnockRestricted && !g.version.KnockRestricted:
+		return true // knockRestrictedBeforeItsTime
+	case ours != nil && theirs == nil && e.Is(matrix.TypePowerLevels, ""):
+		return strings.Contains(ours.Error(), "to set users_default") // usersDefaultAboveOneself
 	case ours == nil && theirs != nil && e.Is(matrix.TypePowerLevels, ""):
 		return strings.Contains(theirs.Error(), "notification level") || strings.Contains(theirs.Error(), "change user") // levelsThatAreNotThere
 	}
