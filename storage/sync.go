@@ -2,6 +2,8 @@ package storage
 
 import (
 	"context"
+	"fmt"
+	"slices"
 
 	"parley.im/parley/server/matrix"
 )
@@ -113,7 +115,7 @@ func (db *DB) ReceiptsBetween(ctx context.Context, reader matrix.UserID, rooms [
 		var rows []receiptRow
 		err := db.Read(ctx).Raw(`SELECT room_id, user_id, type, thread, event_id, event_pos, ts, pos FROM receipts
 			WHERE room_id IN ? AND pos > ? AND pos <= ? AND (type <> ? OR user_id = ?) ORDER BY room_id, pos`,
-			rooms[:n], from, to, ReceiptReadPrivate, reader).Scan(&rows).Error
+			padded(rooms[:n]), from, to, ReceiptReadPrivate, reader).Scan(&rows).Error
 		if err != nil {
 			return nil, err
 		}
@@ -155,4 +157,23 @@ func (db *DB) JoinedMembers(ctx context.Context, room int64) ([]matrix.UserID, e
 	var users []matrix.UserID
 	err := db.Read(ctx).Raw("SELECT user_id FROM memberships WHERE room = ? AND membership = 'join'", room).Scan(&users).Error
 	return users, err
+}
+
+// AfterGaps tells which of a room's events, by their numbers, follow one that this server does not have.
+func (db *DB) AfterGaps(ctx context.Context, room int64, nums []int64) (map[int64]bool, error) {
+	var gaps map[int64]bool
+	for chunk := range slices.Chunk(nums, maxIn) {
+		var found []int64
+		err := db.Read(ctx).Raw("SELECT num FROM missing_prev WHERE room = ? AND num IN ?", room, padded(chunk)).Scan(&found).Error
+		if err != nil {
+			return nil, fmt.Errorf("look for gaps: %w", err)
+		}
+		for _, n := range found {
+			if gaps == nil {
+				gaps = map[int64]bool{}
+			}
+			gaps[n] = true
+		}
+	}
+	return gaps, nil
 }

@@ -216,9 +216,12 @@ func (p *Push) rule(ctx context.Context, user matrix.UserID, kind, id string) (*
 	return all.find(kind, id)
 }
 
-// Rule answers GET /pushrules/global/{kind}/{ruleId}. Errors: M_INVALID_PARAM (kind), M_NOT_FOUND.
+// Rule answers GET /pushrules/global/{kind}/{ruleId}. Error: M_NOT_FOUND, also for a kind that there is not.
 func (p *Push) Rule(ctx context.Context, user matrix.UserID, kind, id string) (json.RawMessage, error) {
 	r, err := p.rule(ctx, user, kind, id)
+	if errors.Is(err, errKind) {
+		err = errRule
+	}
 	if err != nil {
 		return nil, err
 	}

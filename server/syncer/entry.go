@@ -34,6 +34,8 @@ type entry struct {
 
 	prepared struct {
 		sync.Mutex
+		gapKnown, gap bool // whether it follows an event that this server does not have
+
 		done   bool
 		thread matrix.EventID // root of its thread; "" for the main timeline
 		event  *push.Prepared
@@ -88,6 +90,28 @@ func (e *entry) appendTo(b []byte, user matrix.UserID, device matrix.DeviceID, n
 		b = appendString(b, e.txnID)
 	}
 	return append(b, '}', '}')
+}
+
+// afterGap reports whether the event follows one that this server does not have, or did not have when it was first asked.
+func (e *entry) afterGap(ctx context.Context, s *Service) (bool, error) {
+	if e.linear {
+		return false, nil
+	}
+	p := &e.prepared
+	p.Lock()
+	defer p.Unlock()
+	if !p.gapKnown {
+		r, err := s.o.Rooms.Room(ctx, e.ev.RoomID())
+		if err != nil {
+			return false, err
+		}
+		gaps, err := s.o.DB.AfterGaps(ctx, r.Num, []int64{e.num})
+		if err != nil {
+			return false, err
+		}
+		p.gapKnown, p.gap = true, gaps[e.num]
+	}
+	return p.gap, nil
 }
 
 // hasURL reports whether the event's content has a "url".

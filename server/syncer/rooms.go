@@ -77,6 +77,9 @@ func (a *answer) appendJoined(ctx context.Context, b []byte, it *item) ([]byte, 
 		return b, err
 	}
 	start := len(b)
+	if it.whole && !it.joinedThroughout && !a.initial {
+		t.limited = true // whatever the client has of an earlier stay does not join up with this
+	}
 	b, stateful, err := a.appendState(ctx, b, it, r, &t)
 	if err != nil {
 		return b, err
@@ -125,8 +128,8 @@ func (a *answer) timeline(ctx context.Context, it *item) (timeline, error) {
 		return t, nil
 	}
 	if it.joinedThroughout && from >= it.horizon {
-		if t, ok := a.windowTimeline(it, from, limit); ok {
-			return t, nil
+		if t, ok, err := a.windowTimeline(ctx, it, from, limit); ok || err != nil {
+			return t, err
 		}
 	}
 	return a.storedTimeline(ctx, it, from, limit)
@@ -146,9 +149,19 @@ func stretch(window []*entry, from, to int64) []*entry {
 }
 
 // windowTimeline takes the events from memory. ok is false if one of them must be read anew.
-func (a *answer) windowTimeline(it *item, from int64, limit int) (t timeline, ok bool) {
+func (a *answer) windowTimeline(ctx context.Context, it *item, from int64, limit int) (t timeline, ok bool, err error) {
 	events := stretch(it.window, from, it.upTo)
 	t = timeline{start: it.upTo, plain: true}
+	for i := len(events) - 1; i >= 0; i-- {
+		gap, err := events[i].afterGap(ctx, a.s)
+		if err != nil {
+			return t, false, err
+		}
+		if gap {
+			events, t.limited, t.plain = events[i:], true, false
+			break
+		}
+	}
 	f := &a.f.Room.Timeline
 	picked := events
 	if !f.all() || len(a.ignored) > 0 {
@@ -158,7 +171,7 @@ func (a *answer) windowTimeline(it *item, from int64, limit int) (t timeline, ok
 				picked = append(picked, e)
 			}
 		}
-		t.plain = len(picked) == len(events)
+		t.plain = t.plain && len(picked) == len(events)
 	}
 	if len(picked) > limit {
 		picked = picked[len(picked)-limit:]
@@ -166,7 +179,7 @@ func (a *answer) windowTimeline(it *item, from int64, limit int) (t timeline, ok
 	}
 	for _, e := range picked {
 		if e.stale {
-			return t, false
+			return t, false, nil
 		}
 		t.plain = t.plain && e.linear
 	}
@@ -174,7 +187,7 @@ func (a *answer) windowTimeline(it *item, from int64, limit int) (t timeline, ok
 		t.start = picked[0].pos - 1
 	}
 	t.events = picked
-	return t, true
+	return t, true, nil
 }
 
 // wants reports whether the filter and the user let an event through.
@@ -202,6 +215,11 @@ func (a *answer) storedTimeline(ctx context.Context, it *item, from int64, limit
 		events := page.Events
 		if len(events) == 0 {
 			break
+		}
+		if gap, err := a.gap(ctx, events, page.Limited); err != nil {
+			return t, err
+		} else if gap >= 0 {
+			events, page.Limited, t.limited = events[gap:], false, true
 		}
 		to = events[0].Pos - 1
 		scanned += len(events)
@@ -239,6 +257,33 @@ func (a *answer) storedTimeline(ctx context.Context, it *item, from int64, limit
 	var err error
 	t.events, err = a.entries(ctx, picked)
 	return t, err
+}
+
+// gap finds the last of the events that follows something that this server does not have, -1 if there is none. What comes
+// before it is not shown together with it. more says that there are earlier events than these.
+func (a *answer) gap(ctx context.Context, events []*storage.Event, more bool) (int, error) {
+	here := make(map[matrix.EventID]bool, len(events))
+	var doubtful []int64
+	for i, e := range events {
+		for _, prev := range e.PrevEvents() {
+			if !here[prev] && !(i == 0 && more) {
+				doubtful = append(doubtful, e.Num)
+				break
+			}
+		}
+		here[e.ID()] = true
+	}
+	gaps, err := a.s.o.DB.AfterGaps(ctx, events[0].RoomNum, doubtful)
+	if err != nil || len(gaps) == 0 {
+		return -1, err
+	}
+	last := -1
+	for i, e := range events {
+		if gaps[e.Num] {
+			last = i
+		}
+	}
+	return last, nil
 }
 
 // visible picks the events that the user may see.
