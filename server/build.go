@@ -80,7 +80,7 @@ func build(ctx context.Context, cfg *Config, log *slog.Logger) (h *house, err er
 	if err := h.keepName(ctx, server); err != nil {
 		return nil, err
 	}
-	blobs, err := storage.OpenDiskBlobs(filepath.Join(cfg.DataDir, "media"))
+	blobs, err := storage.OpenBlobs(ctx, cfg.Blobs, filepath.Join(cfg.DataDir, "media"))
 	if err != nil {
 		return nil, err
 	}

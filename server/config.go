@@ -60,6 +60,8 @@ type Config struct {
 	Rooms room.Config `mapstructure:"rooms"`
 	// Sync: how clients are told what is new; presence and typing.
 	Sync syncer.Config `mapstructure:"sync"`
+	// Blobs: where the bytes of media are, in data_dir by default.
+	Blobs storage.BlobConfig `mapstructure:"blobs"`
 	// Voice messages.
 	Voice voice.Config `mapstructure:"voice"`
 	// ClientAPI: what clients meet at the door.
