@@ -190,8 +190,16 @@ func (q *resolving) changes() ([]storage.StateEntry, error) {
 			q.known[e.ID()] = e
 			return e.ID()
 		},
-		UnconflictedEvents: q.unconflicted(conflicted, &failed),
-		Load:               q.load,
+		UnconflictedEvents: q.unconflicted(conflicted, 0, &failed),
+		// Events are numbered after their auth events. Should one not be, Resolve finds out and walks all.
+		Order: func(id matrix.EventID) int64 {
+			if e := q.known[id]; e != nil {
+				return e.Num
+			}
+			return 0
+		},
+		UnconflictedAfter: func(num int64) iter.Seq[matrix.EventID] { return q.unconflicted(conflicted, num, &failed) },
+		Load:              q.load,
 		Rejected: func(id matrix.EventID) bool {
 			e := q.known[id]
 			return e != nil && e.Flags&storage.Rejected != 0
@@ -244,13 +252,15 @@ func (q *resolving) conflicted() (map[matrix.StateTuple]bool, error) {
 	return tuples, nil
 }
 
-func (q *resolving) unconflicted(conflicted map[matrix.StateTuple]bool, failed *error) iter.Seq[matrix.EventID] {
+// unconflicted yields the events of the unconflicted state with a number above after.
+func (q *resolving) unconflicted(conflicted map[matrix.StateTuple]bool, after int64, failed *error) iter.Seq[matrix.EventID] {
 	return func(yield func(matrix.EventID) bool) {
 		nums, err := q.s.o.DB.StateNums(q.ctx, q.room.Num, q.roots[0], storage.AllState, &q.fresh.nodes)
 		if err != nil {
 			*failed = err
 			return
 		}
+		nums = slices.DeleteFunc(nums, func(num int64) bool { return num <= after })
 		for chunk := range slices.Chunk(nums, 1000) {
 			events, err := q.s.events(q.ctx, chunk, q.fresh)
 			if err != nil {
