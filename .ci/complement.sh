@@ -31,6 +31,7 @@ client_api:
 users:
   registration: open
   registration_shared_secret: complement
+  min_password_length: 1
   password_memory_kib: 64
   password_time: 1
 media:

@@ -82,6 +82,67 @@ func (tx *Tx) queueForSharers(user matrix.UserID, eduType string, content any) e
 	return tx.QueueEDUForSharers(user, eduType, encoded)
 }
 
+// maxNewServers is how many servers are told of a user's devices when the user joins a room; those of a larger room ask
+// when they need to know.
+const maxNewServers = 200
+
+// AnnounceDevices tells the servers in a room, which a user of the given server has joined, of the user's devices, as far
+// as they share no other room with the user and so know nothing of them yet.
+// Spec v1.19 server-server-api/#device-management
+func (db *DB) AnnounceDevices(ctx context.Context, own matrix.ServerName, user matrix.UserID, room matrix.RoomID) error {
+	servers, err := scanAll(db.Read(ctx).Raw(`SELECT DISTINCT m.server FROM memberships m JOIN rooms r ON r.num = m.room
+		WHERE r.room_id = ? AND m.membership = 'join' AND m.server <> ? AND NOT EXISTS (SELECT 1 FROM memberships me
+		JOIN memberships o ON o.room = me.room AND o.server = m.server AND o.membership = 'join'
+		WHERE me.user_id = ? AND me.membership = 'join' AND me.room <> m.room) LIMIT ?`, room, own, user, maxNewServers+1),
+		func(rows *sql.Rows) (s matrix.ServerName, err error) { return s, rows.Scan(&s) })
+	if err != nil || len(servers) == 0 || len(servers) > maxNewServers {
+		return err
+	}
+	devices, err := db.Devices(ctx, user)
+	if err != nil || len(devices) == 0 {
+		return err
+	}
+	return db.Write(ctx, func(tx *Tx) error {
+		var stream int64
+		err := tx.Raw("SELECT COALESCE(max(sent), 0) FROM device_list_changes WHERE user_id = ? AND reader = ''", user).Row().Scan(&stream)
+		if err != nil {
+			return err
+		}
+		if stream == 0 {
+			if stream, err = tx.Next(1); err != nil {
+				return err
+			}
+			err = tx.Exec(`INSERT INTO device_list_changes (user_id, reader, pos, sent) VALUES (?, '', ?, ?)
+				ON CONFLICT (user_id, reader) DO UPDATE SET sent = excluded.sent`, user, stream, stream).Error
+			if err != nil {
+				return err
+			}
+		}
+		keys, err := deviceKeys(tx.Raw, []matrix.UserID{user}, "")
+		if err != nil {
+			return err
+		}
+		known := map[matrix.DeviceID]json.RawMessage{}
+		for _, k := range keys {
+			known[k.Device] = k.Content
+		}
+		for _, d := range devices {
+			update := map[string]any{"user_id": user, "device_id": d.DeviceID, "stream_id": stream, "prev_id": []int64{}}
+			if content, ok := known[d.DeviceID]; ok {
+				update["keys"] = content
+			}
+			encoded, err := json.Marshal(update)
+			if err == nil {
+				err = tx.QueueEDU(servers, "m.device_list_update", encoded)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
 // DeviceListChanges lists whose keys reader sees changed after position from, up to and including to. Whether the reader
 // shares a room with them is not looked at.
 func (db *DB) DeviceListChanges(ctx context.Context, reader matrix.UserID, from, to int64) ([]matrix.UserID, error) {

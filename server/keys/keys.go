@@ -11,6 +11,7 @@ import (
 	"context"
 	"encoding/json"
 	"log/slog"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -69,7 +70,19 @@ type Keys struct {
 	counts     *storage.Memo[deviceKey, keyCounts]
 	left       atomic.Bool   // somebody left a room since Run looked
 	wake       chan struct{} // there is work for Run
+
+	mu     sync.Mutex // guards joined; held for a moment only
+	joined []join     // users of ours who joined a room since Run looked
 }
+
+// join is a user who has entered a room.
+type join struct {
+	user matrix.UserID
+	room matrix.RoomID
+}
+
+// maxJoined bounds what is kept for Run: those beyond are not announced, and servers ask when they need to know.
+const maxJoined = 10000
 
 type deviceKey struct {
 	user   matrix.UserID
@@ -116,12 +129,41 @@ func (k *Keys) hear(c storage.Commit) {
 				k.counts.Drop(deviceKey{w.User, w.Device})
 			}
 		}
-		for _, e := range change.Events {
-			if e.Event.Type() == "m.room.member" && e.Event.Membership() != "join" {
-				k.left.Store(true)
-				k.rouse()
+		for j := range change.Events {
+			if e := &change.Events[j]; e.Event.Type() == "m.room.member" {
+				k.hearMember(e)
 			}
 		}
+	}
+}
+
+func (k *Keys) hearMember(e *storage.CommittedEvent) {
+	if e.Event.Membership() != "join" {
+		k.left.Store(true)
+		k.rouse()
+		return
+	}
+	key, _ := e.Event.StateKey()
+	user := matrix.UserID(key)
+	if user.Server() != k.server || k.remote == nil {
+		return
+	}
+	var was struct {
+		Unsigned struct {
+			Content struct {
+				Membership string `json:"membership"`
+			} `json:"prev_content"`
+		} `json:"unsigned"`
+	}
+	_ = json.Unmarshal(e.Client, &was) // odd content counts as a join
+	if was.Unsigned.Content.Membership == "join" {
+		return // another display name
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if len(k.joined) < maxJoined {
+		k.joined = append(k.joined, join{user, e.Room})
+		k.rouse()
 	}
 }
 

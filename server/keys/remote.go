@@ -18,11 +18,12 @@ const (
 	keepMessageID = 7 * 24 * time.Hour // longer than servers retry
 )
 
-// Run fetches again the device lists of remote users that have become stale, forgets those of users that share no room
-// with us any more, and ends with ctx.
+// Run tells other servers of the devices of users of ours who enter a room, fetches again the device lists of remote users
+// that have become stale, forgets those of users that share no room with us any more, and ends with ctx.
 func (k *Keys) Run(ctx context.Context) error {
 	k.left.Store(true)
 	for {
+		k.announce(ctx)
 		wait := k.resync(ctx)
 		if k.left.Swap(false) {
 			if err := k.db.ForgetUnsharedDevices(ctx, k.server); err != nil && ctx.Err() == nil {
@@ -40,6 +41,19 @@ func (k *Keys) Run(ctx context.Context) error {
 		case <-k.wake:
 			timer.Stop()
 		case <-timer.C:
+		}
+	}
+}
+
+// announce tells the servers of the rooms that users of ours have joined of their devices.
+func (k *Keys) announce(ctx context.Context) {
+	k.mu.Lock()
+	joined := k.joined
+	k.joined = nil
+	k.mu.Unlock()
+	for _, j := range joined {
+		if err := k.db.AnnounceDevices(ctx, k.server, j.user, j.room); err != nil && ctx.Err() == nil {
+			k.log.Error("announce devices", "user", j.user, "room", j.room, "err", err)
 		}
 	}
 }

@@ -111,6 +111,37 @@ func TestRemoteDeviceListIsKeptWhileARoomIsShared(t *testing.T) {
 	})
 }
 
+func TestDevicesAreAnnouncedToServersThatKnowNothingOfThemYet(t *testing.T) {
+	storagetest.Each(t, func(t *testing.T, db *storage.DB) {
+		k, _ := newKeys(t, db)
+		device(t, k, alice, "A")
+		device(t, k, alice, "B")
+		err := db.Write(t.Context(), func(tx *storage.Tx) error {
+			return tx.Exec("INSERT INTO rooms (num, room_id, version, seq, pos, tip, root, depth, flags) VALUES (1, '!one:hs1', '11', 0, 0, ?, ?, 0, 0), (2, '!two:hs1', '11', 0, 0, ?, ?, 0, 0)",
+				"", "", "", "").Error
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		joinTogether(t, k, 1, alice, bob, carol)
+		for range 2 {
+			if err := db.AnnounceDevices(t.Context(), "hs1", alice, "!one:hs1"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got := len(outbox(t, k, "hs2", "m.device_list_update")); got != 4 {
+			t.Errorf("got %d updates, want one for each device, each time", got)
+		}
+		joinTogether(t, k, 2, alice, carol)
+		if err := db.AnnounceDevices(t.Context(), "hs1", alice, "!two:hs1"); err != nil {
+			t.Fatal(err)
+		}
+		if got := len(outbox(t, k, "hs2", "m.device_list_update")); got != 4 {
+			t.Errorf("got %d updates: hs2 shares another room already", got)
+		}
+	})
+}
+
 func TestFailedServerIsNamedAndListIsRetriedLater(t *testing.T) {
 	k, remote := newKeys(t, storagetest.New(t))
 	remote.err = errors.New("connection refused")
