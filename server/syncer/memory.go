@@ -18,6 +18,8 @@ const (
 	windowBytes = 512 * 1024
 	// recentReceipts is how many receipts of a room are kept.
 	recentReceipts = 256
+	// largeRoom is from how many connected people on receipts are gathered for a moment before all are told.
+	largeRoom = 30
 	// maxPeers bounds for how many people it is remembered which rooms they are in.
 	maxPeers = 20_000
 )
@@ -40,6 +42,8 @@ type userCache struct {
 
 	// keysPos is when one-time keys of a device became fewer or more.
 	keysPos map[matrix.DeviceID]int64
+
+	account atomic.Pointer[accountData] // for sliding sync
 
 	waiting  atomic.Bool   // whether somebody waits for wake; set under a read lock
 	wake     chan struct{} // closed when there is something new; a new one is made for who waits next
@@ -505,13 +509,16 @@ func (s *Service) applyReceipt(n *news, r storage.Receipt) {
 			ur.unread.read(r)
 		}
 	}
-	if r.Type == storage.ReceiptReadPrivate {
-		if u := s.users[r.User]; u != nil {
-			n.tell(u)
-		}
-		return
+	if u := s.users[r.User]; u != nil {
+		n.tell(u) // the user's other devices
 	}
-	n.tellRoom(rc)
+	switch {
+	case r.Type == storage.ReceiptReadPrivate:
+	case len(rc.users) > largeRoom:
+		s.receiptNews[r.Room] = true
+	default:
+		n.tellRoom(rc)
+	}
 }
 
 // sharersOf finds, for each device list that a commit changed, whom of our users it concerns.

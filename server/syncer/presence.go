@@ -396,7 +396,7 @@ func (s *Service) shares(u *userCache, user matrix.UserID) sharing {
 			if ur.membership != matrix.Join {
 				continue
 			}
-			if there := b.rooms[id]; there != nil && there.membership == matrix.Join {
+			if there := b.rooms[id]; there != nil && there.membership == matrix.Join && s.showsPresence(ur.room) {
 				return shares
 			}
 		}
@@ -412,12 +412,15 @@ func (s *Service) shares(u *userCache, user matrix.UserID) sharing {
 		return unknown
 	}
 	for id := range p {
-		if ur := u.rooms[id]; ur != nil && ur.membership == matrix.Join {
+		if ur := u.rooms[id]; ur != nil && ur.membership == matrix.Join && s.showsPresence(ur.room) {
 			return shares
 		}
 	}
 	return sharesNot
 }
+
+// showsPresence reports whether the room is small enough to be worth the cost. s.mu is held.
+func (s *Service) showsPresence(rc *roomCache) bool { return len(rc.users) <= s.o.Config.PresenceRoom }
 
 // peer finds which rooms the user is joined to, from the database if need be.
 func (s *Service) peer(ctx context.Context, user matrix.UserID) (peer, error) {
@@ -479,7 +482,7 @@ func (a *answer) gatherPresence(ctx context.Context) error {
 		}
 		s.mu.RLock()
 		for id := range rooms {
-			if ur := a.u.rooms[id]; ur != nil && ur.membership == matrix.Join {
+			if ur := a.u.rooms[id]; ur != nil && ur.membership == matrix.Join && s.showsPresence(ur.room) {
 				a.presence = append(a.presence, p)
 				break
 			}
@@ -497,7 +500,7 @@ func (a *answer) gatherPresence(ctx context.Context) error {
 	defer s.mu.RUnlock()
 	for i := range a.items {
 		it := &a.items[i]
-		if it.membership != matrix.Join {
+		if it.membership != matrix.Join || !s.showsPresence(it.rc) {
 			continue
 		}
 		if it.whole && !it.joinedThroughout {
@@ -557,42 +560,22 @@ func (a *answer) appendPresences(b []byte) []byte {
 	return append(b, `]}`...)
 }
 
-// tellPresence wakes those who share a room with somebody whose presence is new, and returns how many they were.
-func (s *Service) tellPresence(ctx context.Context) int {
+// tellLate wakes those who share a room with somebody whose presence is new, and those in large rooms with new receipts, and
+// returns how many they were.
+func (s *Service) tellLate(ctx context.Context) int {
 	s.mu.Lock()
-	users := s.presenceNews
-	s.presenceNews = nil
+	users, rooms := s.presenceNews, s.receiptNews
+	s.presenceNews, s.receiptNews = nil, map[matrix.RoomID]bool{}
 	s.mu.Unlock()
-	if len(users) == 0 {
+	if len(users) == 0 && len(rooms) == 0 {
 		return 0
 	}
-	rooms := map[matrix.RoomID]bool{}
-	n := &news{s: s}
 	for _, id := range users {
-		s.mu.RLock()
-		u := s.users[id]
-		if u != nil {
-			for room, ur := range u.rooms {
-				if ur.membership == matrix.Join {
-					rooms[room] = true
-				}
-			}
-		}
-		s.mu.RUnlock()
-		if u != nil {
-			continue
-		}
-		p, err := s.peer(ctx, id)
-		if err != nil {
+		if err := s.addRoomsOf(ctx, id, rooms); err != nil {
 			s.log.Error("find the rooms of a user", "user", id, "err", err)
-			continue
 		}
-		s.mu.RLock()
-		for room := range p {
-			rooms[room] = true
-		}
-		s.mu.RUnlock()
 	}
+	n := &news{s: s}
 	s.mu.Lock()
 	for _, id := range users {
 		if u := s.users[id]; u != nil {
@@ -607,4 +590,33 @@ func (s *Service) tellPresence(ctx context.Context) int {
 	s.mu.Unlock()
 	closeAll(n.wake)
 	return len(n.wake)
+}
+
+// addRoomsOf adds the rooms by which others see the user's presence.
+func (s *Service) addRoomsOf(ctx context.Context, id matrix.UserID, rooms map[matrix.RoomID]bool) error {
+	s.mu.RLock()
+	u := s.users[id]
+	if u != nil {
+		for room, ur := range u.rooms {
+			if ur.membership == matrix.Join && s.showsPresence(ur.room) {
+				rooms[room] = true
+			}
+		}
+	}
+	s.mu.RUnlock()
+	if u != nil {
+		return nil
+	}
+	p, err := s.peer(ctx, id)
+	if err != nil {
+		return err
+	}
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	for room := range p {
+		if rc := s.rooms[room]; rc != nil && s.showsPresence(rc) {
+			rooms[room] = true
+		}
+	}
+	return nil
 }

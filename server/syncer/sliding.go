@@ -398,28 +398,49 @@ func (l *sliding) findBump(ctx context.Context, c *candidate) error {
 	return nil
 }
 
-// gatherBase reads the account data that filters ask for, and what the extensions tell.
+// accountData is all account data of a user as of a position.
+type accountData struct {
+	upTo   int64
+	byRoom map[matrix.RoomID][]storage.AccountData
+	direct map[matrix.RoomID]bool
+	tags   map[matrix.RoomID][]string
+}
+
+// gatherBase finds the account data that filters ask for and the extensions tell: from memory unless it has changed.
 func (l *sliding) gatherBase(ctx context.Context) error {
 	var err error
 	if l.ignored, err = l.s.o.Users.Ignored(ctx, l.r.User); err != nil {
 		return err
 	}
-	l.direct, l.tags = map[matrix.RoomID]bool{}, map[matrix.RoomID][]string{}
-	all, err := l.s.o.DB.AccountDataSince(ctx, l.r.User, 0, l.to.Pos)
-	if err != nil {
-		return err
+	l.s.mu.RLock()
+	newest := l.u.accountPos
+	l.s.mu.RUnlock()
+	data := l.u.account.Load()
+	if data == nil || data.upTo < newest || data.upTo > l.to.Pos {
+		all, err := l.s.o.DB.AccountDataSince(ctx, l.r.User, 0, l.to.Pos)
+		if err != nil {
+			return err
+		}
+		data = newAccountData(all, l.to.Pos)
+		l.u.account.Store(data)
 	}
-	l.account = map[matrix.RoomID][]storage.AccountData{}
+	l.account, l.direct, l.tags = data.byRoom, data.direct, data.tags
+	return nil
+}
+
+func newAccountData(all []storage.AccountData, upTo int64) *accountData {
+	data := &accountData{upTo: upTo, byRoom: map[matrix.RoomID][]storage.AccountData{}, direct: map[matrix.RoomID]bool{}, tags: map[matrix.RoomID][]string{}}
 	for _, d := range all {
-		l.account[d.Room] = append(l.account[d.Room], d)
+		data.byRoom[d.Room] = append(data.byRoom[d.Room], d)
 		switch {
 		case d.Room == "" && d.Type == "m.direct":
 			var rooms map[matrix.UserID][]matrix.RoomID
-			if json.Unmarshal(d.Content, &rooms) == nil {
-				for _, ids := range rooms {
-					for _, id := range ids {
-						l.direct[id] = true
-					}
+			if json.Unmarshal(d.Content, &rooms) != nil {
+				continue // the user may write anything there
+			}
+			for _, ids := range rooms {
+				for _, id := range ids {
+					data.direct[id] = true
 				}
 			}
 		case d.Room != "" && d.Type == "m.tag":
@@ -427,11 +448,11 @@ func (l *sliding) gatherBase(ctx context.Context) error {
 				Tags map[string]json.RawMessage `json:"tags"`
 			}
 			if json.Unmarshal(d.Content, &tags) == nil {
-				l.tags[d.Room] = slices.Collect(maps.Keys(tags.Tags))
+				data.tags[d.Room] = slices.Collect(maps.Keys(tags.Tags))
 			}
 		}
 	}
-	return nil
+	return data
 }
 
 // choose picks the rooms that a list's filters let through.

@@ -34,9 +34,12 @@ type Config struct {
 	PresenceIdle time.Duration `mapstructure:"presence_idle" yaml:"presence_idle"`
 	// PresenceOffline is after how long without a /sync somebody becomes offline.
 	PresenceOffline time.Duration `mapstructure:"presence_offline" yaml:"presence_offline"`
-	// PresenceInterval is how long presence changes are gathered before waiting clients are told; it grows with their
-	// number.
+	// PresenceInterval is how long changes of presence, and receipts in large rooms, are gathered before waiting clients are
+	// told; it grows with their number.
 	PresenceInterval time.Duration `mapstructure:"presence_interval" yaml:"presence_interval"`
+	// PresenceRoom is up to how many people of this server, connected at the same time, a room makes them see each other's
+	// presence: what it costs grows with the square.
+	PresenceRoom int `mapstructure:"presence_room" yaml:"presence_room"`
 	// MaxTyping bounds how long one typing notification lasts.
 	MaxTyping time.Duration `mapstructure:"max_typing" yaml:"max_typing"`
 	// ForgetUsers is after how long without a /sync what is kept in memory for a user is dropped.
@@ -52,6 +55,7 @@ func DefaultConfig() Config {
 		PresenceIdle:     5 * time.Minute,
 		PresenceOffline:  30 * time.Second,
 		PresenceInterval: 100 * time.Millisecond,
+		PresenceRoom:     200,
 		MaxTyping:        2 * time.Minute,
 		ForgetUsers:      30 * time.Minute,
 	}
@@ -95,6 +99,8 @@ type Service struct {
 	presenceOrder list.List // of *presence, the last changed first
 	presenceNews  []matrix.UserID
 	presenceEDUs  []*EDU // made under the lock, to be sent after
+	// receiptNews are large rooms with new receipts of which nobody has been told.
+	receiptNews map[matrix.RoomID]bool
 	// peers remembers of people which rooms they are in; local ones in users are not here.
 	peers map[matrix.UserID]peer
 	// memberChanges counts member events, to notice one that came while the database was read.
@@ -126,8 +132,10 @@ func New(o Options) *Service {
 		rooms:     map[matrix.RoomID]*roomCache{},
 		typing:    map[matrix.RoomID]*typists{},
 		presence:  map[matrix.UserID]*presence{},
-		peers:     map[matrix.UserID]peer{},
-		closing:   make(chan struct{}),
+
+		receiptNews: map[matrix.RoomID]bool{},
+		peers:       map[matrix.UserID]peer{},
+		closing:     make(chan struct{}),
 	}
 	if s.log == nil {
 		s.log = slog.Default()
@@ -171,7 +179,7 @@ func (s *Service) Run(ctx context.Context) error {
 		case <-minute.C:
 			s.forgetIdle()
 		case <-presence.C:
-			woken := s.tellPresence(ctx)
+			woken := s.tellLate(ctx)
 			// One telling costs each waiting client an answer: the more there are, the rarer.
 			presence.Reset(max(interval, time.Duration(woken)*2*time.Millisecond))
 		}
