@@ -134,6 +134,26 @@ func (db *DB) RootAt(ctx context.Context, room, pos int64) (StateRoot, error) {
 	return ParseStateRoot(root)
 }
 
+// FirstRoot is the first state of a room, as this server knows it, that has a member.
+func (db *DB) FirstRoot(ctx context.Context, room int64) (StateRoot, error) {
+	rows, err := db.Read(ctx).Raw("SELECT root FROM room_states WHERE room = ? ORDER BY pos LIMIT 5", room).Rows()
+	if err != nil {
+		return StateRoot{}, fmt.Errorf("read first state of room %d: %w", room, err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var b []byte
+		if err := rows.Scan(&b); err != nil {
+			return StateRoot{}, err
+		}
+		root, err := ParseStateRoot(b)
+		if err != nil || root.Members != (nodeHash{}) {
+			return root, err
+		}
+	}
+	return StateRoot{}, rows.Err()
+}
+
 // Membership is how a user stands to a room.
 type Membership struct {
 	Room       matrix.RoomID

@@ -56,7 +56,7 @@ func (s *Service) Messages(ctx context.Context, room matrix.RoomID, r Reader, q 
 		return Chunk{}, err
 	}
 	chunk := Chunk{Start: from.token()}
-	if !p.exhausted {
+	if !p.exhausted || q.Filter != nil && len(p.found) > 0 { // others always give one with what a filter has found
 		chunk.End = p.at.token()
 	}
 	if chunk.Chunk, err = s.Clients(ctx, p.found, r); err != nil {
@@ -136,24 +136,27 @@ func (p *pager) next(ctx context.Context, want int) (events []*storage.Event, mo
 		return nil, false, err
 	}
 	// Where there are holes behind us, they are filled first, so that nobody is told that there is nothing.
-	if p.access.room.Snapshot().row.Flags&storage.HasMissing != 0 {
-		depth := p.at.Depth
+	for range maxFills {
+		if p.access.room.Snapshot().row.Flags&storage.HasMissing == 0 {
+			break
+		}
 		lowest := int64(0)
 		if len(events) > want {
 			lowest = events[len(events)-1].Depth()
 		}
-		filled, err := p.s.fillHistory(ctx, p.access.room, lowest, depth, want)
-		if err != nil {
+		more, err = p.s.fillHistory(ctx, p.access.room, lowest, p.at.Depth, want)
+		if err != nil || !more {
+			break
+		}
+		if err := read(); err != nil {
 			return nil, false, err
 		}
-		if filled {
-			if err := read(); err != nil {
-				return nil, false, err
-			}
-		}
 	}
-	return events, len(events) > want, nil
+	return events, more || len(events) > want, err
 }
+
+// maxFills is how often other servers are asked for one page.
+const maxFills = 5
 
 // related looks at what the filter says of relations.
 func (p *pager) related(ctx context.Context, e *storage.Event) (bool, error) {

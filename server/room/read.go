@@ -168,7 +168,11 @@ func (s *Service) rootOfToken(ctx context.Context, a *access, token string) (sto
 		return a.root, err
 	}
 	if at == nil {
-		return s.RootAt(ctx, a.room.ID, min(pos, a.until))
+		root, err := s.RootAt(ctx, a.room.ID, min(pos, a.until))
+		if err == nil && root.Members == (storage.StateRoot{}).Members { // before the room began, nearest to which is its beginning
+			root, err = s.o.DB.FirstRoot(ctx, a.room.Num)
+		}
+		return root, err
 	}
 	events, err := s.o.DB.EventsBefore(ctx, a.room.Num, storage.Place(*at), 1)
 	if err != nil || len(events) == 0 || events[0].Pos > a.until {

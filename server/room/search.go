@@ -125,8 +125,8 @@ func (s *Service) Search(ctx context.Context, r Reader, q SearchRequest, nextBat
 	})
 	answer := searchAnswer{Count: len(found), Highlights: words, Results: []searchResult{}}
 	page := found[min(offset, len(found)):min(offset+limit, len(found))]
-	if offset+limit < len(found) {
-		answer.NextBatch = strconv.Itoa(offset + limit)
+	if len(page) > 0 { // also after the last, as others do: the page after it is empty
+		answer.NextBatch = strconv.Itoa(offset + len(page))
 	}
 	if err := s.writeMatches(ctx, &answer, page, r, q); err != nil {
 		return nil, err
