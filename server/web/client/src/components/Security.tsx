@@ -1,0 +1,104 @@
+import { useSignal } from "@preact/signals";
+import { useEffect } from "preact/hooks";
+import { decodeRecoveryKey } from "matrix-js-sdk/lib/crypto-api";
+import { t } from "../i18n";
+import { me, revision, useRecoveryKey } from "../matrix/session";
+import { startVerification } from "./Verification";
+
+/** Confirmation of this device, and the backup of its keys. */
+export function Security() {
+    const crypto = me().getCrypto();
+    const verified = useSignal<boolean | null>(null);
+    const backedUp = useSignal<boolean | null>(null);
+    const shown = useSignal("");
+    const message = useSignal("");
+    const busy = useSignal(false);
+
+    async function look(): Promise<void> {
+        if (!crypto) return;
+        const status = await crypto.getDeviceVerificationStatus(me().getUserId()!, me().getDeviceId()!);
+        verified.value = status?.crossSigningVerified ?? false;
+        backedUp.value = await crypto.isSecretStorageReady();
+    }
+    useEffect(() => void look().catch((error) => console.warn("encryption", error)), [revision.value]);
+    if (!crypto) return null;
+
+    async function run(what: () => Promise<void>): Promise<void> {
+        busy.value = true;
+        message.value = "";
+        try {
+            await what();
+            await look();
+        } catch (error: any) {
+            message.value = error.data?.error ?? error.message;
+        } finally {
+            busy.value = false;
+        }
+    }
+
+    const setUp = (): Promise<void> =>
+        run(async () => {
+            await crypto.bootstrapCrossSigning({
+                authUploadDeviceSigningKeys: async (upload) => {
+                    try {
+                        await upload(null);
+                    } catch (error: any) {
+                        const password = error.httpStatus === 401 && prompt(t("login.password"));
+                        if (!password) throw error;
+                        const identifier = { type: "m.id.user", user: me().getUserId() };
+                        await upload({ type: "m.login.password", identifier, password, session: error.data.session } as any);
+                    }
+                },
+            });
+            const key = await crypto.createRecoveryKeyFromPassphrase();
+            await crypto.bootstrapSecretStorage({ createSecretStorageKey: async () => key, setupNewSecretStorage: true, setupNewKeyBackup: true });
+            shown.value = key.encodedPrivateKey ?? "";
+        });
+
+    async function restore(event: SubmitEvent): Promise<void> {
+        event.preventDefault();
+        const typed = String(new FormData(event.currentTarget as HTMLFormElement).get("key") ?? "");
+        await run(async () => {
+            const id = await me().secretStorage.getDefaultKeyId();
+            if (!id) throw new Error("there is no key backup");
+            useRecoveryKey(id, decodeRecoveryKey(typed.trim()) as Uint8Array<ArrayBuffer>);
+            await crypto!.bootstrapCrossSigning({});
+            await crypto!.loadSessionBackupPrivateKeyFromSecretStorage();
+            await crypto!.checkKeyBackupAndEnable();
+            await crypto!.restoreKeyBackup();
+            message.value = t("settings.restored");
+        });
+    }
+
+    return (
+        <section>
+            <h2>{t("settings.security")}</h2>
+            {verified.value !== null && <p>{verified.value ? t("settings.verified") : t("settings.unverified")}</p>}
+            <div class="buttons">
+                {verified.value === false && backedUp.value && <button onClick={() => void run(startVerification)}>{t("settings.verify")}</button>}
+                {!backedUp.value && !shown.value && (
+                    <button disabled={busy.value} onClick={() => void setUp()}>
+                        {t("settings.setupBackup")}
+                    </button>
+                )}
+            </div>
+            {shown.value && (
+                <div class="recovery">
+                    <p>{t("settings.recoveryKey")}</p>
+                    <code id="recovery-key">{shown.value}</code>
+                    <button onClick={() => void navigator.clipboard.writeText(shown.value)}>{t("app.copy")}</button>
+                </div>
+            )}
+            {verified.value === false && backedUp.value && (
+                <form class="inline" onSubmit={restore}>
+                    <label>
+                        {t("settings.enterRecoveryKey")}
+                        <input name="key" autocomplete="off" spellcheck={false} required />
+                    </label>
+                    <button disabled={busy.value}>{t("settings.restore")}</button>
+                </form>
+            )}
+            {message.value && <p role="status">{message.value}</p>}
+        </section>
+    );
+}

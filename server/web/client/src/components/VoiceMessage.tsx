@@ -1,0 +1,77 @@
+import type { MatrixEvent } from "matrix-js-sdk";
+import { duration, t } from "../i18n";
+import { senderName, type Voice } from "../matrix/messages";
+import { played } from "../voice/played";
+import { player } from "../voice/player";
+import { Icon } from "./Icon";
+
+/** A voice message: play, its waveform to move in, the time, the speed, what was said. */
+export function VoiceMessage({ voice, next }: { voice: Voice; next: (event: MatrixEvent) => MatrixEvent | undefined }) {
+    const { event } = voice;
+    const current = player.current.value?.getId() === event.getId();
+    const playing = current && player.playing.value;
+    const heard = played.isPlayed(event);
+    const position = current ? player.position.value : played.position(event);
+    return (
+        <div class="voice" role="group" aria-label={t("voice.message", { name: senderName(event), duration: duration(voice.duration) })}>
+            <button
+                class="round play"
+                aria-label={playing ? t("voice.pause") : t("voice.play")}
+                disabled={current && player.loading.value}
+                onClick={() => (playing ? player.pause() : void player.play(event, next))}
+            >
+                <Icon name={playing ? "pause" : "play"} />
+            </button>
+            <div class="voice-track">
+                <Waveform values={voice.waveform} done={voice.duration ? position / voice.duration : 0} />
+                <input
+                    type="range"
+                    min={0}
+                    max={Math.max(1, voice.duration)}
+                    step={100}
+                    value={position}
+                    aria-label={t("voice.position")}
+                    aria-valuetext={`${duration(position)} / ${duration(voice.duration)}`}
+                    onInput={(e) => void player.seek(event, e.currentTarget.valueAsNumber)}
+                />
+            </div>
+            <span class="voice-time">{duration(position > 0 ? position : voice.duration)}</span>
+            {current && (
+                <button class="speed" aria-label={t("voice.speed", { speed: player.speed.value })} onClick={() => player.nextSpeed()}>
+                    {player.speed.value}×
+                </button>
+            )}
+            {!heard && (
+                <span class="dot" role="img" aria-label={t("voice.unplayed")} title={t("voice.unplayed")} />
+            )}
+            {player.failed.value === event.getId() && (
+                <p class="problem" role="alert">
+                    {t("voice.failed")}
+                </p>
+            )}
+            {voice.transcript && (
+                <p class="transcript" aria-label={t("voice.transcript")}>
+                    {voice.transcript}
+                </p>
+            )}
+        </div>
+    );
+}
+
+/** Bars; those already heard are filled. */
+export function Waveform({ values, done }: { values: number[]; done: number }) {
+    const bars = 48;
+    const heights = Array.from({ length: bars }, (_, i) => {
+        if (values.length === 0) return 0.12;
+        const from = Math.floor((i * values.length) / bars);
+        const to = Math.max(from + 1, Math.floor(((i + 1) * values.length) / bars));
+        return Math.max(0.08, ...values.slice(from, to));
+    });
+    return (
+        <svg class="waveform" viewBox={`0 0 ${bars * 4} 32`} preserveAspectRatio="none" aria-hidden="true">
+            {heights.map((h, i) => (
+                <rect class={i / bars < done ? "heard" : ""} x={i * 4 + 0.5} y={16 - h * 15} width={2.6} height={h * 30} rx={1.3} />
+            ))}
+        </svg>
+    );
+}

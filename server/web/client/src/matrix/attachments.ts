@@ -1,0 +1,75 @@
+import type { MatrixClient } from "matrix-js-sdk";
+
+/** What an event says about an encrypted file. Spec v1.19 client-server-api/#extensions-to-mroommessage-msgtypes */
+export interface EncryptedFile {
+    url: string;
+    key: { kty: "oct"; key_ops: string[]; alg: "A256CTR"; k: string; ext: true };
+    iv: string;
+    hashes: { sha256: string };
+    v: "v2";
+}
+
+function base64(bytes: ArrayBuffer | Uint8Array): string {
+    let text = "";
+    for (const b of new Uint8Array(bytes)) text += String.fromCharCode(b);
+    return btoa(text).replace(/=+$/, "");
+}
+
+function unbase64(text: string): Uint8Array<ArrayBuffer> {
+    return Uint8Array.from(atob(text.replace(/-/g, "+").replace(/_/g, "/")), (c) => c.charCodeAt(0));
+}
+
+/** Encrypts a file and gives what the event must say, but for the URL. */
+export async function encrypt(plain: ArrayBuffer): Promise<{ data: ArrayBuffer; file: Omit<EncryptedFile, "url"> }> {
+    const iv = new Uint8Array(16);
+    crypto.getRandomValues(iv.subarray(0, 8)); // the other half counts the blocks
+    const key = await crypto.subtle.generateKey({ name: "AES-CTR", length: 256 }, true, ["encrypt", "decrypt"]);
+    const data = await crypto.subtle.encrypt({ name: "AES-CTR", counter: iv, length: 64 }, key, plain);
+    const jwk = await crypto.subtle.exportKey("jwk", key);
+    const hash = await crypto.subtle.digest("SHA-256", data);
+    return {
+        data,
+        file: {
+            key: { kty: "oct", key_ops: ["encrypt", "decrypt"], alg: "A256CTR", k: jwk.k!, ext: true },
+            iv: base64(iv),
+            hashes: { sha256: base64(hash) },
+            v: "v2",
+        },
+    };
+}
+
+/** Decrypts a file after checking its hash. */
+export async function decrypt(data: ArrayBuffer, file: EncryptedFile): Promise<ArrayBuffer> {
+    if (base64(await crypto.subtle.digest("SHA-256", data)) !== file.hashes.sha256.replace(/=+$/, "")) {
+        throw new Error("the file was changed on the way");
+    }
+    const key = await crypto.subtle.importKey("jwk", { ...file.key }, { name: "AES-CTR" }, false, ["decrypt"]);
+    return crypto.subtle.decrypt({ name: "AES-CTR", counter: unbase64(file.iv), length: 64 }, key, data);
+}
+
+/** Uploads a file, encrypted if the room is, and gives the part of the event's content that refers to it. */
+export async function upload(
+    client: MatrixClient,
+    file: Blob,
+    name: string,
+    encrypted: boolean,
+): Promise<{ url: string } | { file: EncryptedFile }> {
+    if (!encrypted) {
+        const { content_uri: url } = await client.uploadContent(file, { name, type: file.type, includeFilename: true });
+        return { url };
+    }
+    const sealed = await encrypt(await file.arrayBuffer());
+    const { content_uri: url } = await client.uploadContent(new Blob([sealed.data]), { type: "application/octet-stream", includeFilename: false });
+    return { file: { ...sealed.file, url } };
+}
+
+/** Fetches the file that an event's content refers to, decrypted. */
+export async function download(client: MatrixClient, content: Record<string, any>, type: string): Promise<Blob> {
+    const file = content.file as EncryptedFile | undefined;
+    const url = client.mxcUrlToHttp(file?.url ?? content.url, undefined, undefined, undefined, false, true, true);
+    if (!url) throw new Error("the message has no file");
+    const answer = await fetch(url, { headers: { Authorization: `Bearer ${client.getAccessToken()}` } });
+    if (!answer.ok) throw new Error(`the server answered ${answer.status}`);
+    if (!file) return answer.blob();
+    return new Blob([await decrypt(await answer.arrayBuffer(), file)], { type });
+}

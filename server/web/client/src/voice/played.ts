@@ -1,0 +1,93 @@
+import { signal } from "@preact/signals";
+import { ClientEvent, Method, RoomEvent, type MatrixClient, type MatrixEvent, type Room } from "matrix-js-sdk";
+import { isMine, voiceOf } from "../matrix/messages";
+import { me, revision } from "../matrix/session";
+
+/** What the server keeps of one voice message for this person. docs/voice.md */
+interface State {
+    played?: boolean;
+    /** Milliseconds into an unfinished one. */
+    position?: number;
+}
+
+const prefix = "/_matrix/client/unstable/im.parley.voice";
+const accountData = "im.parley.voice.played";
+
+/** Which voice messages this person has played, on any device, and where they stopped. */
+class Played {
+    #states = new Map<string, State>();
+    #saving = new Map<string, { event: MatrixEvent; timer: number }>();
+    /** Voice messages still to be heard, over all rooms, oldest first, as the server counts them. */
+    readonly inbox = signal<{ total: number; events: MatrixEvent[] }>({ total: 0, events: [] });
+
+    /** Follows what other devices play. */
+    watch(client: MatrixClient): void {
+        client.on(RoomEvent.AccountData, (event: MatrixEvent) => {
+            if (event.getType() !== accountData) return;
+            for (const [id, state] of Object.entries(event.getContent().events ?? {})) this.#states.set(id, state as State);
+            revision.value++;
+            void this.refreshInbox();
+        });
+        client.on(RoomEvent.Timeline, (event: MatrixEvent, _room: Room | undefined, _start: boolean | undefined, _removed: boolean, data) => {
+            if (data?.liveEvent && voiceOf(event)) void this.refreshInbox();
+        });
+        client.once(ClientEvent.Sync, () => void this.refreshInbox());
+    }
+
+    #state(event: MatrixEvent): State {
+        const unsigned = (event.getUnsigned() as Record<string, any>)["im.parley.voice"] ?? {};
+        return { ...unsigned, ...this.#states.get(event.getId() ?? "") };
+    }
+
+    /** Whether a message needs no red dot. What one said oneself counts as heard. */
+    isPlayed(event: MatrixEvent): boolean {
+        return isMine(event) || this.#state(event).played === true;
+    }
+
+    /** Where an unfinished message goes on, in milliseconds. */
+    position(event: MatrixEvent): number {
+        return this.#state(event).position ?? 0;
+    }
+
+    markPlayed(event: MatrixEvent): void {
+        this.#put(event, { played: true, position: 0 }, 0);
+    }
+
+    setPosition(event: MatrixEvent, position: number): void {
+        this.#put(event, { ...this.#state(event), position: Math.round(position) }, 1000);
+    }
+
+    #put(event: MatrixEvent, state: State, delay: number): void {
+        const id = event.getId();
+        if (!id) return;
+        this.#states.set(id, { played: state.played, position: state.position });
+        revision.value++;
+        clearTimeout(this.#saving.get(id)?.timer);
+        this.#saving.set(id, { event, timer: window.setTimeout(() => void this.#save(event), delay) });
+    }
+
+    async #save(event: MatrixEvent): Promise<void> {
+        const id = event.getId()!;
+        this.#saving.delete(id);
+        const path = `/rooms/${encodeURIComponent(event.getRoomId()!)}/played/${encodeURIComponent(id)}`;
+        try {
+            await me().http.authedRequest(Method.Put, path, undefined, { ...this.#states.get(id) }, { prefix });
+        } catch (error) {
+            console.warn("played state was not stored", error);
+        }
+        void this.refreshInbox();
+    }
+
+    async refreshInbox(): Promise<void> {
+        const client = me();
+        try {
+            const answer = await client.http.authedRequest<{ total: number; events: any[] }>(Method.Get, "/inbox", { limit: "50" }, undefined, { prefix });
+            const mapper = client.getEventMapper();
+            this.inbox.value = { total: answer.total, events: answer.events.map((raw) => mapper(raw)) };
+        } catch (error) {
+            console.warn("the voice inbox was not loaded", error);
+        }
+    }
+}
+
+export const played = new Played();
