@@ -24,6 +24,7 @@ import (
 	"parley.im/parley/server/syncer"
 	"parley.im/parley/server/user"
 	"parley.im/parley/server/voice"
+	"parley.im/parley/server/web"
 	"parley.im/parley/storage"
 )
 
@@ -46,6 +47,7 @@ type house struct {
 	sender *federation.Sender
 
 	api        http.Handler
+	page       http.Handler // the web client, and the client API behind it
 	federation http.Handler
 
 	closers []func() error // in the order of building; called backwards
@@ -112,6 +114,13 @@ func build(ctx context.Context, cfg *Config, log *slog.Logger) (h *house, err er
 	h.voice = voice.New(voice.Options{Config: cfg.Voice, Media: h.media, Log: log})
 	h.api, err = api.New(cfg.ClientAPI, api.Deps{Voice: h.voice, ServerName: server, Users: h.users, Keys: h.keys, Push: h.push, Media: h.media,
 		Rooms: h.rooms, Sync: h.sync, DB: h.db, DefaultRoomVersion: cfg.Rooms.DefaultVersion, Log: log, Metrics: h.registry})
+	if err != nil {
+		return nil, err
+	}
+	h.page = h.api
+	if cfg.Web.Enabled {
+		h.page, err = web.Handler(h.api)
+	}
 	return h, err
 }
 

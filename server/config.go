@@ -66,6 +66,8 @@ type Config struct {
 	Voice voice.Config `mapstructure:"voice"`
 	// ClientAPI: what clients meet at the door.
 	ClientAPI api.Config `mapstructure:"client_api"`
+	// Web is the built-in web client, served at /.
+	Web WebConfig `mapstructure:"web"`
 	// Federation: how this server and others meet.
 	Federation federation.Config `mapstructure:"federation"`
 }
@@ -86,6 +88,12 @@ type MetricsConfig struct {
 	Listen string `mapstructure:"listen"`
 }
 
+// WebConfig is about the built-in web client.
+type WebConfig struct {
+	// Enabled serves it. Other clients work without it.
+	Enabled bool `mapstructure:"enabled"`
+}
+
 // LogConfig is what is logged, and how.
 type LogConfig struct {
 	// Level is debug, info, warn or error.
@@ -102,6 +110,7 @@ func DefaultConfig() *Config {
 		Listen:          "127.0.0.1:8008",
 		Log:             LogConfig{Level: "info", Format: "text"},
 		ShutdownTimeout: 15 * time.Second,
+		Web:             WebConfig{Enabled: true},
 		Users:           user.DefaultConfig(),
 		Keys:            keys.DefaultConfig(),
 		Push:            push.DefaultConfig(),

@@ -163,8 +163,10 @@ func (h *house) handler() http.Handler {
 			h.federation.ServeHTTP(w, r)
 		case path == "/_parley/health":
 			h.health(w, r)
-		default:
+		case strings.HasPrefix(path, "/_matrix/"):
 			h.api.ServeHTTP(w, r)
+		default:
+			h.page.ServeHTTP(w, r)
 		}
 	})
 }
@@ -253,7 +255,7 @@ There is no account yet. This registration token, good for one, makes the first 
 
   %s
 
-Give it to a Matrix client that registers an account at %s, or run:
+Open %s in a browser and create the account with it, use any Matrix client, or run:
 
   curl %s/_matrix/client/v3/register -d '{"username":"YOU","password":"A LONG PASSWORD","auth":{"type":"m.login.registration_token","token":"%s"}}'
 `, token, base, base, token)

@@ -4,7 +4,7 @@ import type { MatrixEvent } from "matrix-js-sdk";
 import { t, time } from "../i18n";
 import { download } from "../matrix/attachments";
 import { senderName, voiceOf } from "../matrix/messages";
-import { me } from "../matrix/session";
+import { followRevision, me } from "../matrix/session";
 import { Avatar } from "./Avatar";
 import { Icon } from "./Icon";
 import { VoiceMessage } from "./VoiceMessage";
@@ -18,6 +18,7 @@ interface Props {
 }
 
 export function Message({ event, first, mine, next }: Props) {
+    followRevision();
     if (event.isState()) return <p class="notice">{describe(event)}</p>;
     const name = senderName(event);
     return (
@@ -59,6 +60,7 @@ function Failed({ event }: { event: MatrixEvent }) {
 }
 
 function Body({ event, next }: Pick<Props, "event" | "next">) {
+    followRevision();
     if (event.isRedacted()) return <p class="faint">{t("room.redacted")}</p>;
     if (event.isDecryptionFailure() || (event.isEncrypted() && event.getType() === "m.room.encrypted")) {
         return <p class="faint">{t("room.unknownEncrypted")}</p>;

@@ -3,7 +3,7 @@ import { useEffect, useLayoutEffect, useRef } from "preact/hooks";
 import type { MatrixEvent, Room } from "matrix-js-sdk";
 import { day, t } from "../i18n";
 import { isMine, shownEvents, voiceOf } from "../matrix/messages";
-import { me, revision } from "../matrix/session";
+import { me, followRevision } from "../matrix/session";
 import { go, href } from "../route";
 import { played } from "../voice/played";
 import { Avatar } from "./Avatar";
@@ -14,7 +14,7 @@ import { PeoplePicker } from "./PeoplePicker";
 
 /** One conversation. */
 export function RoomView({ roomId, eventId }: { roomId: string; eventId?: string }) {
-    void revision.value;
+    followRevision();
     const room = me().getRoom(roomId);
     const details = useSignal(false);
     if (!room || room.getMyMembership() !== "join") {
@@ -58,6 +58,7 @@ export function RoomView({ roomId, eventId }: { roomId: string; eventId?: string
 }
 
 function Typing({ room }: { room: Room }) {
+    followRevision();
     const names = room
         .getMembers()
         .filter((member) => member.typing && member.userId !== me().getUserId())
@@ -68,6 +69,7 @@ function Typing({ room }: { room: Room }) {
 
 /** The messages, oldest first, with the newest in sight until one scrolls away. */
 function Timeline({ room, eventId }: { room: Room; eventId?: string }) {
+    followRevision();
     const list = useRef<HTMLDivElement>(null);
     const atEnd = useRef(true);
     const loading = useSignal(false);
@@ -138,6 +140,7 @@ function nextUnplayed(events: MatrixEvent[]): (event: MatrixEvent) => MatrixEven
 }
 
 function Details({ room }: { room: Room }) {
+    followRevision();
     const inviting = useSignal(false);
     const problem = useSignal("");
     async function leave(): Promise<void> {

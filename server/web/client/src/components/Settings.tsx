@@ -2,14 +2,14 @@ import { useSignal } from "@preact/signals";
 import { useEffect } from "preact/hooks";
 import type { IMyDevice } from "matrix-js-sdk";
 import { language, languages, setLanguage, t } from "../i18n";
-import { me, revision, signOut } from "../matrix/session";
+import { me, followRevision, revision, signOut } from "../matrix/session";
 import { want, wanted } from "../notifications";
 import { PageHeader } from "./PageHeader";
 import { QrCode } from "./QrCode";
 import { Security } from "./Security";
 
 export function Settings() {
-    void revision.value;
+    followRevision();
     return (
         <>
             <PageHeader title={t("settings.title")} />

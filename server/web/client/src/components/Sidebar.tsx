@@ -2,7 +2,7 @@ import { useSignal } from "@preact/signals";
 import type { Room } from "matrix-js-sdk";
 import { duration, t, time } from "../i18n";
 import { invitations, joinedRooms, lastMessage, senderName, voiceOf, isMine } from "../matrix/messages";
-import { me, revision } from "../matrix/session";
+import { me, followRevision } from "../matrix/session";
 import { go, href, route } from "../route";
 import { played } from "../voice/played";
 import { Avatar } from "./Avatar";
@@ -10,7 +10,7 @@ import { Icon } from "./Icon";
 
 /** The list of conversations, with the ways to everything else. */
 export function Sidebar() {
-    void revision.value;
+    followRevision();
     const filter = useSignal("");
     const invites = invitations();
     const rooms = joinedRooms().filter((room) => room.name.toLowerCase().includes(filter.value.toLowerCase()));
@@ -72,6 +72,7 @@ export function Sidebar() {
 }
 
 function RoomRow({ room }: { room: Room }) {
+    followRevision();
     const last = lastMessage(room);
     const unread = room.getUnreadNotificationCount();
     const current = route.value.page === "room" && route.value.room === room.roomId;
@@ -103,6 +104,7 @@ function preview(event: ReturnType<typeof lastMessage> & {}): string {
 }
 
 function Invitation({ room }: { room: Room }) {
+    followRevision();
     const busy = useSignal(false);
     const inviter = room.getMember(me().getUserId()!)?.events.member?.getSender() ?? "";
     async function answer(accept: boolean): Promise<void> {

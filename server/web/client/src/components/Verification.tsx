@@ -55,7 +55,7 @@ export function VerificationRequests() {
         matrix.on(CryptoEvent.VerificationRequestReceived, incoming);
         return () => void matrix.off(CryptoEvent.VerificationRequestReceived, incoming);
     }, []);
-    void tick.value;
+    if (tick.value < 0) return null; // read, so that a change renders this anew
     const r = request.value;
     if (!r) return null;
     const close = (): void => {

@@ -1,12 +1,14 @@
 import type { MatrixEvent } from "matrix-js-sdk";
 import { duration, t } from "../i18n";
 import { senderName, type Voice } from "../matrix/messages";
+import { followRevision } from "../matrix/session";
 import { played } from "../voice/played";
 import { player } from "../voice/player";
 import { Icon } from "./Icon";
 
 /** A voice message: play, its waveform to move in, the time, the speed, what was said. */
 export function VoiceMessage({ voice, next }: { voice: Voice; next: (event: MatrixEvent) => MatrixEvent | undefined }) {
+    followRevision();
     const { event } = voice;
     const current = player.current.value?.getId() === event.getId();
     const playing = current && player.playing.value;

@@ -33,7 +33,7 @@ export function shownEvents(room: Room): MatrixEvent[] {
     return room
         .getLiveTimeline()
         .getEvents()
-        .concat(room.getPendingEvents?.() ?? [])
+        .concat(room.getPendingEvents())
         .filter((event, i, all) => all.indexOf(event) === i && isShown(event));
 }
 

@@ -1,5 +1,5 @@
 import { signal } from "@preact/signals";
-import { ClientEvent, createClient, IndexedDBStore, SyncState, type MatrixClient } from "matrix-js-sdk";
+import { ClientEvent, createClient, IndexedDBStore, PendingEventOrdering, SyncState, type MatrixClient } from "matrix-js-sdk";
 import { CryptoEvent, type CryptoCallbacks } from "matrix-js-sdk/lib/crypto-api";
 
 /** Where the person stands. */
@@ -10,6 +10,14 @@ export const client = signal<MatrixClient | null>(null);
 export const online = signal(true);
 /** Grows with everything that may change what is shown. */
 export const revision = signal(0);
+
+/**
+ * Renders the calling component anew whenever revision grows. Every component that shows rooms or events calls it: they change in
+ * place, and a component whose properties stay the same is not rendered again. (A bare read would be optimized away.)
+ */
+export function followRevision(): void {
+    if (revision.value < 0) throw new Error("the revision only grows");
+}
 
 interface Credentials {
     userId: string;
@@ -110,7 +118,7 @@ async function start(credentials: Credentials): Promise<void> {
         console.warn("encryption is not available", error); // private windows have no place for keys
     }
     watch(matrix);
-    await matrix.startClient({ initialSyncLimit: 30, lazyLoadMembers: true, threadSupport: false });
+    await matrix.startClient({ initialSyncLimit: 30, lazyLoadMembers: true, threadSupport: false, pendingEventOrdering: PendingEventOrdering.Detached });
     client.value = matrix;
     await new Promise<void>((resolve) => {
         const prepared = (state: SyncState): void => {
