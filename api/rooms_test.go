@@ -195,3 +195,40 @@ func TestMediaUploadDownloadRangeAndHead(t *testing.T) {
 		t.Errorf("config: got %s", got.Body)
 	}
 }
+
+func TestNotificationsAreListedNewestFirstInPages(t *testing.T) {
+	w := newWorld(t, quiet())
+	alice, bob := w.person("alice"), w.person("bob")
+	room := alice.must(post, "/createRoom", map[string]any{"preset": "public_chat"})["room_id"].(string)
+	bob.must(post, "/join/"+room, nil)
+	var sent []string
+	for _, body := range []string{"one", "two", "three @bob:test"} {
+		content := text(body)
+		if strings.Contains(body, "@bob") {
+			content["m.mentions"] = map[string]any{"user_ids": []string{"@bob:test"}}
+		}
+		sent = append(sent, alice.must(put, "/rooms/"+room+"/send/m.room.message/"+body[:3], content)["event_id"].(string))
+	}
+	bob.must(post, "/rooms/"+room+"/receipt/m.read/"+sent[0], map[string]any{})
+	page := bob.must(get, "/notifications?limit=2", nil)
+	list := page["notifications"].([]any)
+	if len(list) != 2 || page["next_token"] == nil {
+		t.Fatalf("first page: got %v", page)
+	}
+	newest := list[0].(map[string]any)
+	if newest["event"].(map[string]any)["event_id"] != sent[2] || newest["read"] != false || newest["room_id"] != room || newest["actions"] == nil {
+		t.Errorf("newest: got %v", newest)
+	}
+	page = bob.must(get, "/notifications?from="+page["next_token"].(string), nil)
+	list = page["notifications"].([]any)
+	if len(list) != 1 || list[0].(map[string]any)["read"] != true || page["next_token"] != nil {
+		t.Errorf("second page: got %v", page)
+	}
+	if got := bob.must(get, "/notifications?only=highlight", nil)["notifications"].([]any); len(got) != 1 {
+		t.Errorf("highlights: got %v", got)
+	}
+	if got := alice.must(get, "/notifications", nil)["notifications"].([]any); len(got) != 0 {
+		t.Errorf("one's own messages: got %v", got)
+	}
+	bob.refused(get, "/notifications?from=x", nil, 400, "M_INVALID_PARAM")
+}

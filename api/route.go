@@ -72,6 +72,7 @@ func (a *api) routes() []route {
 		a.directoryRoutes(),
 		a.reportRoutes(),
 		a.noticeRoutes(),
+		a.notificationRoutes(),
 	} {
 		all = append(all, module...)
 	}

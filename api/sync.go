@@ -12,7 +12,7 @@ func (a *api) syncRoutes() []route {
 	room := client + "/rooms/{roomId}"
 	return []route{
 		{method: get, path: client + "/sync", handle: a.sync, suspended: true},
-		{method: post, path: "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync", handle: a.slidingSync, suspended: true},
+		{method: post, path: "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync", handle: a.slidingSync, suspended: true, maxBody: 1 << 20},
 		{method: get, path: client + "/keys/changes", handle: a.keyChanges, limit: limitKeys, suspended: true},
 		{method: put, path: room + "/typing/{userId}", handle: a.typing, limit: limitMessage},
 		{method: post, path: room + "/receipt/{receiptType}/{eventId}", handle: a.receipt, limit: limitMessage, suspended: true},
@@ -61,7 +61,7 @@ func (a *api) slidingSync(c *call) error {
 	if err != nil {
 		return err
 	}
-	body, err := c.body()
+	body, err := c.object()
 	if err != nil {
 		return err
 	}
