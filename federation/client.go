@@ -369,7 +369,7 @@ func readError(answer *http.Response) (*matrix.Error, error) {
 		RoomVersion string `json:"room_version"`
 	}
 	if err := json.Unmarshal(body, &content, lax); err != nil || content.Code == "" {
-		return nil, fmt.Errorf("status %d", answer.StatusCode)
+		return nil, statusError(answer.StatusCode)
 	}
 	e := matrix.NewError(answer.StatusCode, content.Code, "%s", content.Message)
 	if content.RoomVersion != "" {
@@ -378,6 +378,11 @@ func readError(answer *http.Response) (*matrix.Error, error) {
 	e.RetryAfter = retryAfter(answer.Header)
 	return e, nil
 }
+
+// statusError is an answer with that status and no error in Matrix's form.
+type statusError int
+
+func (e statusError) Error() string { return fmt.Sprintf("status %d", int(e)) }
 
 func retryAfter(h http.Header) time.Duration {
 	seconds, err := strconv.ParseUint(h.Get("Retry-After"), 10, 31)

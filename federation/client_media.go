@@ -46,14 +46,21 @@ func (c *Client) fetchMedia(ctx context.Context, server matrix.ServerName, kind,
 	}
 	q := request{server: server, method: http.MethodGet, path: escape(v1+"/media/"+kind, mediaID) + "?" + query.Encode(), urgent: true}
 	file, err := c.openMedia(ctx, q, wait, c.multipartFile)
-	var refused *matrix.Error
-	if errors.As(err, &refused) && refused.Code == "M_UNRECOGNIZED" {
+	if noSuchEndpoint(err) {
 		// An old server. Spec v1.19 server-server-api/#content-repository
 		query.Set("allow_remote", "false")
 		q.path = escape("/_matrix/media/v3/"+kind, string(server), mediaID) + "?" + query.Encode()
 		return c.openMedia(ctx, q, wait, c.plainFile)
 	}
 	return file, err
+}
+
+// noSuchEndpoint reports whether the error is that of a server that does not know an endpoint, or of something before it.
+func noSuchEndpoint(err error) bool {
+	var refused *matrix.Error
+	var status statusError
+	return errors.As(err, &refused) && refused.Code == "M_UNRECOGNIZED" ||
+		errors.As(err, &status) && (status == http.StatusBadRequest || status == http.StatusNotFound || status == http.StatusMethodNotAllowed)
 }
 
 // openMedia bounds the wait for the answer's headers, not for the file: ctx and the reader's limits do that.

@@ -115,8 +115,10 @@ func (h *handler) routes() []route {
 
 		signed("GET", v1+"/make_join/:roomID/:userID", (*call).makeJoin),
 		signed("PUT", v2+"/send_join/:roomID/:eventID", (*call).sendJoin),
+		signed("PUT", v1+"/send_join/:roomID/:eventID", inPair((*call).sendJoin)),
 		signed("GET", v1+"/make_leave/:roomID/:userID", (*call).makeLeave),
 		signed("PUT", v2+"/send_leave/:roomID/:eventID", (*call).sendLeave),
+		signed("PUT", v1+"/send_leave/:roomID/:eventID", inPair((*call).sendLeave)),
 		signed("GET", v1+"/make_knock/:roomID/:userID", (*call).makeKnock),
 		signed("PUT", v1+"/send_knock/:roomID/:eventID", (*call).sendKnock),
 		signed("PUT", v1+"/invite/:roomID/:eventID", (*call).inviteV1),

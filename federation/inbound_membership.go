@@ -59,6 +59,14 @@ func (c *call) sendJoin() (any, error) {
 	}{c.h.server, answer}, c.relay(id, event)
 }
 
+// inPair gives the answer of v2 in the shape of v1, which spec v1.18 removed and old servers fall back to: [200, answer].
+func inPair(v2 func(*call) (any, error)) func(*call) (any, error) {
+	return func(c *call) (any, error) {
+		answer, err := v2(c)
+		return []any{http.StatusOK, answer}, err
+	}
+}
+
 // Spec v1.19 server-server-api/#get_matrixfederationv1make_leaveroomiduserid
 func (c *call) makeLeave() (any, error) {
 	id, user, err := c.roomAndUser()

@@ -299,7 +299,7 @@ func TestUnknownEndpoints(t *testing.T) {
 	}{
 		{"GET", "/_matrix/federation/v1/nothing", 404},
 		{"GET", "/_matrix/federation/v9/version", 404},
-		{"PUT", "/_matrix/federation/v1/send_join/x/y", 404},
+		{"PUT", "/_matrix/federation/v3/send_join/x/y", 404},
 		{"POST", "/_matrix/federation/v1/version", 405},
 		{"GET", "/_matrix/federation/v1/send/1", 405},
 		{"PATCH", "/_matrix/key/v2/server", 405},

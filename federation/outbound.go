@@ -252,6 +252,7 @@ func (s *Sender) route(ctx context.Context) {
 }
 
 // routeEvent finds the servers that must have an event: those with a user in the room, and the one whose user it put out.
+// The event by which we came into the room is sent on by who let us in.
 func (s *Sender) routeEvent(ctx context.Context, e *storage.CommittedEvent) {
 	r, err := s.rooms.Room(ctx, e.Room)
 	if err != nil {
@@ -261,6 +262,9 @@ func (s *Sender) routeEvent(ctx context.Context, e *storage.CommittedEvent) {
 		return
 	}
 	servers := r.Snapshot().Servers
+	if e.Handed {
+		return
+	}
 	for server := range servers {
 		if d := s.destination(ctx, server, e.Pos-1); d != nil {
 			d.addEvent(e)

@@ -16,8 +16,10 @@ import (
 
 	"parley.im/parley/server/keys"
 	"parley.im/parley/server/matrix"
+	"parley.im/parley/server/push"
 	"parley.im/parley/server/room"
 	"parley.im/parley/server/syncer"
+	"parley.im/parley/server/user"
 	"parley.im/parley/storage"
 )
 
@@ -42,7 +44,9 @@ func newHouse(t testing.TB, a *authority, change ...func(*Options)) *houseOf {
 	h.rooms = room.New(room.Options{Config: room.DefaultConfig(), ServerName: h.name, DB: o.DB, Key: o.Key, Keys: h.Client, Remote: h.Client, Log: o.Log})
 	t.Cleanup(func() { h.rooms.Close() })
 	k := keys.New(keys.Options{Config: keys.DefaultConfig(), ServerName: h.name, DB: o.DB, Remote: h.Client, Log: o.Log})
-	s := syncer.New(syncer.Options{Config: syncer.DefaultConfig(), ServerName: h.name, DB: o.DB, Log: o.Log})
+	u := user.New(user.Options{Config: user.DefaultConfig(), ServerName: h.name, DB: o.DB, Remote: h.Client, Log: o.Log})
+	p := push.New(push.Options{Config: push.DefaultConfig(), DB: o.DB, Log: o.Log})
+	s := syncer.New(syncer.Options{Config: syncer.DefaultConfig(), ServerName: h.name, DB: o.DB, Rooms: h.rooms, Users: u, Keys: k, Push: p, Log: o.Log})
 	t.Cleanup(func() { s.Close() })
 	real := NewHandler(HandlerOptions{Client: h.Client, Rooms: h.rooms, Keys: k, Sync: s})
 	h.handle(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -335,4 +339,17 @@ func BenchmarkDelivery(b *testing.B) {
 	slices.Sort(took)
 	b.ReportMetric(float64(took[len(took)/2].Microseconds())/1000, "ms-p50")
 	b.ReportMetric(float64(took[len(took)*95/100].Microseconds())/1000, "ms-p95")
+}
+
+func TestJoinHandedToAnotherServerIsNotSentAgain(t *testing.T) {
+	a := newAuthority(t)
+	alice, bob := newHouse(t, a), newHouse(t, a)
+	id := alice.create(t)
+	bob.join(t, id, "bob", alice)
+	hi := bob.say(t, id, "bob", "hi")
+	alice.waitFor(t, "bob's message", func(got []matrix.EventID) bool { return slices.Contains(got, hi) })
+	bob.stop()
+	if all := bytes.Join(alice.transactions(), nil); bytes.Contains(all, []byte("m.room.member")) {
+		t.Errorf("the join came a second time: %s", all)
+	}
 }

@@ -31,6 +31,8 @@ type CommittedEvent struct {
 	// TxnID and Device say which device sent it with which transaction ID; empty for events from other servers.
 	TxnID  string
 	Device matrix.DeviceID
+	// Handed is set on the event by which this server came into a room, with the help of another, which passes it on.
+	Handed bool
 }
 
 // Topic is a kind of news that is not an event.

@@ -315,6 +315,7 @@ func (s *Service) startFrom(ctx context.Context, join *matrix.Event, state []mat
 		if verdict != nil {
 			return fmt.Errorf("the server let us in, but its state does not: %w", verdict)
 		}
+		u.handed = join.ID()
 		_, err = u.append(entry{event: join, before: before})
 		return err
 	})

@@ -34,6 +34,8 @@ type update struct {
 	lives []*storage.Event // those of add.Events and add.Updates that enter the timeline
 	dirty bool
 	sent  []sentTxn
+	// handed is the event by which we come into the room through another server.
+	handed matrix.EventID
 }
 
 func newUpdate(ctx context.Context, s *Service, r *Room, moved int) *update {
@@ -405,7 +407,7 @@ func (u *update) change(clients [][]byte) storage.Change {
 	var c storage.Change
 	for i, e := range u.lives {
 		c.Events = append(c.Events, storage.CommittedEvent{Pos: e.Pos, Num: e.Num, Room: u.room.ID, Event: e.Event,
-			Client: clients[i], TxnID: e.TxnID, Device: e.Device})
+			Client: clients[i], TxnID: e.TxnID, Device: e.Device, Handed: e.ID() == u.handed})
 	}
 	slices.SortStableFunc(c.Events, func(a, b storage.CommittedEvent) int { return cmp.Compare(a.Pos, b.Pos) })
 	for i := range u.add.Members {
