@@ -224,7 +224,9 @@ func (a *answer) planRoom(id matrix.RoomID, ur *userRoom) {
 			return
 		}
 	case matrix.Leave, matrix.Ban:
-		if ur.forgotten || !moved && !full || full && !a.f.Room.IncludeLeave && (a.initial || !moved) {
+		switch {
+		case moved && !a.initial: // told once, even if the user has forgotten the room meanwhile
+		case !full || ur.forgotten || !a.f.Room.IncludeLeave:
 			return
 		}
 		it.whole = full

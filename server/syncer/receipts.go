@@ -321,6 +321,9 @@ func (a *answer) appendEphemeral(b []byte, it *item) []byte {
 // appendReceipts writes m.receipt events. One event has room for one receipt of each user, type and event, so an unthreaded
 // receipt and one for a thread that point to the same event go into two.
 func (a *answer) appendReceipts(b []byte, all []storage.Receipt, after bool) []byte {
+	if len(all) == 0 {
+		return b
+	}
 	list := make([]storage.Receipt, 0, len(all))
 	for _, r := range all {
 		if r.Pos <= a.to.Pos && !a.ignored[r.User] && (r.Type != storage.ReceiptReadPrivate || r.User == a.r.User) {

@@ -165,6 +165,7 @@ func TestLeftRoomShowsWhatWasSeenBeforeLeaving(t *testing.T) {
 		w.join(id, bob)
 		b := w.client(bob)
 		b.sync()
+		before := b.Since
 		w.say(id, alice, "before")
 		w.leave(id, bob)
 		w.say(id, alice, "after")
@@ -192,6 +193,8 @@ func TestLeftRoomShowsWhatWasSeenBeforeLeaving(t *testing.T) {
 		if got := fresh.peek(); got.there("rooms") {
 			t.Errorf("a forgotten room is shown: %s", got.raw)
 		}
+		b.Since = before
+		w.equal("who did not know of the leaving is told", b.sync().left(id).bodies(), []string{"before", "leave @bob:here"})
 	})
 }
 

@@ -18,7 +18,7 @@ const (
 	// maxUnread is how many notifying events of one room are counted.
 	maxUnread = 1000
 	// unreadPast is how many events are looked at to count anew, after a restart.
-	unreadPast = 500
+	unreadPast = 100
 	// threadHops is how many relations are followed to find an event's thread.
 	threadHops = 3
 )
