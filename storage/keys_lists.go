@@ -112,8 +112,9 @@ func (db *DB) AnnounceDevices(ctx context.Context, own matrix.ServerName, user m
 			if stream, err = tx.Next(1); err != nil {
 				return err
 			}
-			err = tx.Exec(`INSERT INTO device_list_changes (user_id, reader, pos, sent) VALUES (?, '', ?, ?)
-				ON CONFLICT (user_id, reader) DO UPDATE SET sent = excluded.sent`, user, stream, stream).Error
+			// Nobody here sees a change: the row's own position stays what it is, or is before everything.
+			err = tx.Exec(`INSERT INTO device_list_changes (user_id, reader, pos, sent) VALUES (?, '', 0, ?)
+				ON CONFLICT (user_id, reader) DO UPDATE SET sent = excluded.sent`, user, stream).Error
 			if err != nil {
 				return err
 			}
@@ -309,8 +310,11 @@ type RemoteDeviceUpdate struct {
 // tells the user's acquaintances. stale reports that the list must be fetched.
 func (db *DB) ApplyRemoteDevice(ctx context.Context, u RemoteDeviceUpdate) (stale bool, err error) {
 	err = db.Write(ctx, func(tx *Tx) error {
-		if _, err := tx.noteDeviceListChange(u.User, ""); err != nil {
-			return err
+		// Without keys there is nothing to be seen yet; if the list turns out to be another one, that is told then.
+		if unseen := !u.Deleted && u.Content == nil; !unseen {
+			if _, err := tx.noteDeviceListChange(u.User, ""); err != nil {
+				return err
+			}
 		}
 		var streamID int64
 		err := tx.Raw("SELECT stream_id, stale FROM device_lists_remote WHERE user_id = ?", u.User).Row().Scan(&streamID, &stale)
