@@ -293,7 +293,6 @@ func TestAuthEventsOfAnEvent(t *testing.T) {
 		if !v.RoomIDIsCreateID {
 			base = append(base, r.create)
 		}
-		elsewhere := newRoom(t, v)
 		foreign := func() *Event {
 			b := Builder{RoomID: "!other:a.example", Sender: alice, Type: TypePowerLevels, StateKey: new(string), Content: []byte(`{}`), Time: time.UnixMilli(1)}
 			if v.RoomIDIsCreateID {
@@ -305,7 +304,6 @@ func TestAuthEventsOfAnEvent(t *testing.T) {
 			}
 			return e
 		}()
-		_ = elsewhere
 		for name, c := range map[string]struct {
 			auth     []*Event
 			rejected EventID

@@ -2,8 +2,8 @@ package matrix
 
 import "strconv"
 
-// member checks m.room.member events: rule 4 in room versions 6 to 11, 5 in the others. The numbers in the comments are those of room
-// versions 8 to 11.
+// member checks m.room.member events: rule 4 in room versions 6 to 11, 5 in the others. The numbers in the comments are
+// those of room versions 8 to 11.
 func (a *authorizer) member(rule int) *AuthError {
 	// 4.1. There is a state key and a membership.
 	if !a.hasStateKey {

@@ -148,7 +148,8 @@ func fieldsOf(event []byte) (f fields, ok bool) {
 	return f, ok
 }
 
-// check checks the format of the fields. Spec v1.19 rooms/vN/#event-format, client-server-api/#size-limits
+// check checks the format of the fields.
+// Spec v1.19 rooms/v6/#event-format, rooms/v12/#event-format, client-server-api/#size-limits
 func (f *fields) check(v *RoomVersion) error {
 	typ, ok := stringValue(f.typ)
 	switch {

@@ -11,7 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-var histories = flag.Int("histories", 40, "random rooms per version that state resolution is compared on")
+var histories = flag.Int("histories", 15, "random rooms per version that state resolution is compared on")
 
 // TestResolutionIsThatOfTheSpec compares every merge in random rooms with the slow resolution of oracle_test.go.
 func TestResolutionIsThatOfTheSpec(t *testing.T) {
@@ -148,8 +148,8 @@ func TestReversedOrderDoesNotChangeTheResult(t *testing.T) {
 	}
 }
 
-// With many power levels events, each authorized by the profile change before it and that by the power levels before, the number of paths between
-// conflicted events doubles with each; the work must not.
+// With many power levels events, each authorized by the profile change before it and that by the power levels before,
+// the number of paths between conflicted events doubles with each; the work must not.
 func TestConflictedSubgraphIsWalkedOnce(t *testing.T) {
 	v := LookupRoomVersion("12")
 	h := newHistory(t, v, 1)

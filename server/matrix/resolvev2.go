@@ -354,8 +354,8 @@ func isPowerEvent(e *Event) bool {
 	return false
 }
 
-// powerOrder is the reverse topological power ordering: auth events first, among those that could be next the sender with the greatest power,
-// then the oldest, then the lowest event ID.
+// powerOrder is the reverse topological power ordering: auth events first; among those that could be next the one whose
+// sender has the greatest power, then the oldest, then the lowest event ID.
 func (s *resolver) powerOrder(events []int32) ([]int32, error) {
 	q := &powerQueue{}
 	waits := make(map[int32]int, len(events)) // for how many auth events
