@@ -91,6 +91,10 @@ func TestFaultsOfGomatrixserverlibInVerdicts(t *testing.T) {
 		// entry that is added has no current value to compare.
 		"levelsThatAreNotThere": {"11", []event{alice, {"@alice:a.example", matrix.TypePowerLevels, "", `{"users_default":50}`}},
 			event{"@alice:a.example", matrix.TypePowerLevels, "", `{"users_default":50,"users":{"@bob:b.example":10}}`}, true},
+		// Likewise 9.5 for levels by name, "added, changed or removed"; gomatrixserverlib says itself that it differs from
+		// Synapse here, and mautrix judges as Synapse and we do.
+		"levelsThatAreNotThere, by name": {"11", []event{alice, {"@alice:a.example", matrix.TypePowerLevels, "", `{"state_default":0}`}},
+			event{"@alice:a.example", matrix.TypePowerLevels, "", `{"state_default":0,"redact":0}`}, true},
 		"levelsThatAreNotThere, notifications": {"11", []event{alice, {"@alice:a.example", matrix.TypePowerLevels, "", `{"users_default":40,"state_default":40}`}},
 			event{"@alice:a.example", matrix.TypePowerLevels, "", `{"users_default":40,"state_default":40,"notifications":{"room":10}}`}, true},
 	} {

@@ -119,7 +119,11 @@ func (g *gmslRoom) knownVerdict(e *matrix.Event, state matrix.StateLookup, ours,
 	case ours != nil && theirs == nil && e.Is(matrix.TypePowerLevels, ""):
 		return strings.Contains(ours.Error(), "to set users_default") // usersDefaultAboveOneself
 	case ours == nil && theirs != nil && e.Is(matrix.TypePowerLevels, ""):
-		return strings.Contains(theirs.Error(), "notification level") || strings.Contains(theirs.Error(), "change user") // levelsThatAreNotThere
+		for _, what := range []string{"change user", "notification level", "change level from"} {
+			if strings.Contains(theirs.Error(), what) {
+				return true // levelsThatAreNotThere
+			}
+		}
 	}
 	return false
 }
