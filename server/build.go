@@ -150,6 +150,7 @@ func (h *house) background() []worker {
 		{"push", h.push.Run},
 		{"media", h.media.Run},
 		{"sync", h.sync.Run},
+		{"notify", newNotifier(h).run},
 		{"federation", h.sender.Run},
 	}
 }

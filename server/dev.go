@@ -213,6 +213,7 @@ func devConfig(federation, client, dir, database, certificate, key, ca string) m
 		"client_api":  map[string]any{"public_url": "http://" + client, "rate_limits": map[string]any{"enabled": false}},
 		"users": map[string]any{"registration": "open", "registration_shared_secret": rand.Text(),
 			"password_memory_kib": 64, "password_time": 1},
+		"push":       map[string]any{"insecure_gateways": true},
 		"federation": map[string]any{"ca_file": ca, "allow_private_addresses": true},
 	}
 }

@@ -93,9 +93,9 @@ func (db *DB) Pushers(ctx context.Context, user matrix.UserID) ([]Pusher, error)
 		})
 }
 
-// UsersWithPushers lists who has any.
-func (db *DB) UsersWithPushers(ctx context.Context) ([]matrix.UserID, error) {
-	return scanAll(db.Read(ctx).Raw("SELECT DISTINCT user_id FROM pushers"),
+// UsersWithPushers lists who has any, at most limit of them.
+func (db *DB) UsersWithPushers(ctx context.Context, limit int) ([]matrix.UserID, error) {
+	return scanAll(db.Read(ctx).Raw("SELECT DISTINCT user_id FROM pushers LIMIT ?", limit),
 		func(rows *sql.Rows) (u matrix.UserID, err error) { return u, rows.Scan(&u) })
 }
 

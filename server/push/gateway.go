@@ -47,6 +47,14 @@ func (p *Push) HasPushers(ctx context.Context, user matrix.UserID) (bool, error)
 	return len(rows) > 0, err
 }
 
+// Any reports whether anybody has a pusher. From memory when warm.
+func (p *Push) Any(ctx context.Context) (bool, error) {
+	return p.any.Load(struct{}{}, func() (bool, error) {
+		users, err := p.db.UsersWithPushers(ctx, 1)
+		return len(users) > 0, err
+	})
+}
+
 // Notify queues the notification for every pusher of the user and returns when that is durable; Run delivers it.
 // No query for a user without pushers.
 func (p *Push) Notify(ctx context.Context, n Notification) error {

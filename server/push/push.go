@@ -61,6 +61,7 @@ type Push struct {
 	defaults *compiledRules // of users who have changed nothing
 	compiled *storage.Memo[matrix.UserID, *Compiled]
 	pushers  *storage.Memo[matrix.UserID, []storage.Pusher]
+	any      *storage.Memo[struct{}, bool] // whether anybody has a pusher
 }
 
 // keptUsers is how many users' rules and pushers are kept in memory.
@@ -80,6 +81,7 @@ func New(o Options) *Push {
 		defaults: compile(defaultRules(anyUser), anyUser),
 		compiled: storage.NewMemo[matrix.UserID, *Compiled](keptUsers),
 		pushers:  storage.NewMemo[matrix.UserID, []storage.Pusher](keptUsers),
+		any:      storage.NewMemo[struct{}, bool](1),
 	}
 	p.stop = o.DB.Listen(p.hear)
 	return p
@@ -97,6 +99,7 @@ func (p *Push) hear(c storage.Commit) {
 		if c.Changes[i].Foreign {
 			p.compiled.Clear()
 			p.pushers.Clear()
+			p.any.Clear()
 			p.rouse()
 		}
 		for _, w := range c.Changes[i].Wakes {
@@ -105,6 +108,7 @@ func (p *Push) hear(c storage.Commit) {
 				p.compiled.Drop(w.User)
 			case storage.TopicPush:
 				p.pushers.Drop(w.User)
+				p.any.Drop(struct{}{})
 				p.rouse()
 			}
 		}
