@@ -231,19 +231,21 @@ func childLinks(events []json.RawMessage) []spaceLink {
 		children = append(children, child{spaceLink{room: room, via: content.via}, content.order, e.OriginServerTS})
 	}
 	slices.SortFunc(children, func(a, b child) int {
-		if (a.order == "") != (b.order == "") {
-			if a.order != "" {
-				return -1
-			}
-			return 1
-		}
-		return cmp.Or(cmp.Compare(a.order, b.order), cmp.Compare(a.ts, b.ts), cmp.Compare(a.room, b.room))
+		return cmp.Or(compareOrder(a.order, b.order), cmp.Compare(a.ts, b.ts), cmp.Compare(a.room, b.room))
 	})
 	links := make([]spaceLink, 0, len(children))
 	for _, c := range children[:min(len(children), maxSpaceChildren)] {
 		links = append(links, c.spaceLink)
 	}
 	return links
+}
+
+// compareOrder compares two orders of children; those without one come last.
+func compareOrder(a, b string) int {
+	if (a == "") != (b == "") {
+		return cmp.Compare(b, a)
+	}
+	return cmp.Compare(a, b)
 }
 
 type spaceChild struct {
@@ -526,19 +528,20 @@ func (s *Service) summaryWithChildren(ctx context.Context, id matrix.RoomID, sug
 	if err != nil {
 		return sum, err
 	}
+	events = slices.DeleteFunc(events, func(e *storage.Event) bool {
+		child := parseSpaceChild(e.Content())
+		return e.Type() != matrix.TypeSpaceChild || len(child.via) == 0 || suggestedOnly && !child.suggested
+	})
+	// In the order in which clients show them: not all of them sort.
+	slices.SortFunc(events, func(a, b *storage.Event) int {
+		return cmp.Or(compareOrder(parseSpaceChild(a.Content()).order, parseSpaceChild(b.Content()).order),
+			cmp.Compare(a.OriginServerTS(), b.OriginServerTS()), cmp.Compare(a.Tuple().StateKey, b.Tuple().StateKey))
+	})
 	sum.ChildrenState = []json.RawMessage{}
 	for _, e := range events {
-		if e.Type() != matrix.TypeSpaceChild {
-			continue
-		}
-		child := parseSpaceChild(e.Content())
-		if len(child.via) == 0 || suggestedOnly && !child.suggested {
-			continue
-		}
 		stripped := e.Stripped()
 		stripped = append(slices.Clip(stripped[:len(stripped)-1]), fmt.Sprintf(`,"origin_server_ts":%d}`, e.OriginServerTS())...)
 		sum.ChildrenState = append(sum.ChildrenState, stripped)
 	}
-	slices.SortFunc(sum.ChildrenState, func(a, b json.RawMessage) int { return cmp.Compare(string(a), string(b)) })
 	return sum, nil
 }
