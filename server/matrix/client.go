@@ -115,6 +115,9 @@ func (e *Event) Stripped() json.RawMessage {
 // AppendStripped appends what Stripped returns.
 func (e *Event) AppendStripped(dst []byte) []byte {
 	dst = append(append(dst, `{"content":`...), e.content...)
+	if e.typ == TypeCreate { // of which those outside get a little more
+		dst = strconv.AppendInt(append(dst, `,"origin_server_ts":`...), e.originServerTS, 10)
+	}
 	dst = AppendJSONString(append(dst, `,"sender":`...), string(e.sender))
 	dst = AppendJSONString(append(dst, `,"state_key":`...), e.stateKey)
 	dst = AppendJSONString(append(dst, `,"type":`...), e.typ)

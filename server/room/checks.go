@@ -25,7 +25,7 @@ func (s *Service) checkSend(ctx context.Context, r *SendRequest) error {
 		}
 		_ = json.Unmarshal(content["redacts"], &r.Redacts) // anything else redacts nothing
 	case r.StateKey != nil && r.Type == matrix.TypeCreate:
-		return matrix.Forbidden("a room is created once")
+		return matrix.InvalidParam("a room is created once")
 	case r.StateKey != nil && r.Type == matrix.TypeCanonicalAlias:
 		content, err := object(r.Content)
 		if err != nil {

@@ -312,9 +312,9 @@ func (c *creation) states(server matrix.ServerName) ([]InitialState, error) {
 			return nil, err
 		}
 	}
-	rule, guests := matrix.JoinRuleInvite, "can_join"
+	rule := matrix.JoinRuleInvite
 	if c.r.Preset == presetPublic {
-		rule, guests = matrix.JoinRulePublic, "forbidden"
+		rule = matrix.JoinRulePublic
 	}
 	preset := []struct {
 		typ     string
@@ -324,7 +324,7 @@ func (c *creation) states(server matrix.ServerName) ([]InitialState, error) {
 		{matrix.TypeCanonicalAlias, map[string]any{"alias": c.alias}, c.alias != ""},
 		{matrix.TypeJoinRules, map[string]any{"join_rule": rule}, true},
 		{matrix.TypeHistoryVisibility, map[string]any{"history_visibility": visibilityShared}, true},
-		{matrix.TypeGuestAccess, map[string]any{"guest_access": guests}, true},
+		{matrix.TypeGuestAccess, map[string]any{"guest_access": "can_join"}, c.r.Preset != presetPublic},
 	}
 	for _, p := range preset {
 		if p.wanted && !given[p.typ] {

@@ -100,7 +100,7 @@ func TestRoomOfEachVersionCanBeCreatedJoinedAndSpokenIn(t *testing.T) {
 					t.Fatal(err)
 				}
 				var events []json.RawMessage
-				if err := json.Unmarshal(state, &events); err != nil || len(events) != 9 {
+				if err := json.Unmarshal(state, &events); err != nil || len(events) != 8 {
 					t.Errorf("state of %d events, %v", len(events), err)
 				}
 			})

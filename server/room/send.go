@@ -123,16 +123,14 @@ func (u *update) send(r *SendRequest) (matrix.EventID, error) {
 	if err := u.checkAnnotation(r); err != nil {
 		return "", err
 	}
-	if r.joinsSelf() && u.snap.Local[r.Sender] == 0 {
-		via, err := u.authoriser(r.Sender)
-		if err != nil && !errors.Is(err, errCannotGrant) {
-			return "", err
-		}
-		if r.Content, err = withFields(r.Content, map[string]any{"join_authorised_via_users_server": string(via)}); err != nil {
+	content := r.Content
+	if r.joinsSelf() {
+		var err error
+		if content, err = u.ownJoin(r.Sender, content); err != nil {
 			return "", err
 		}
 	}
-	e, err := u.build(&matrix.Builder{Sender: r.Sender, Type: r.Type, StateKey: r.StateKey, Content: r.Content, Redacts: r.Redacts, Time: r.Time})
+	e, err := u.build(&matrix.Builder{Sender: r.Sender, Type: r.Type, StateKey: r.StateKey, Content: content, Redacts: r.Redacts, Time: r.Time})
 	if err != nil {
 		return "", err
 	}
@@ -148,6 +146,25 @@ func (u *update) send(r *SendRequest) (matrix.EventID, error) {
 		u.sent = append(u.sent, txn)
 	}
 	return stored.ID(), nil
+}
+
+// ownJoin is the content of a user's own join as it is to be sent: by whose power they join is ours to say.
+func (u *update) ownJoin(user matrix.UserID, raw json.RawMessage) (json.RawMessage, error) {
+	content, err := object(raw)
+	if err != nil {
+		return nil, err
+	}
+	delete(content, "join_authorised_via_users_server")
+	via := matrix.UserID("")
+	if u.snap.Local[user] == 0 {
+		if via, err = u.authoriser(user); err != nil && !errors.Is(err, errCannotGrant) {
+			return nil, err
+		}
+	}
+	if raw, err = json.Marshal(content); err != nil {
+		return nil, err
+	}
+	return withFields(raw, map[string]any{"join_authorised_via_users_server": string(via)})
 }
 
 // sameJSON compares canonical JSON with any other.
@@ -216,6 +233,9 @@ func (u *update) referenceHash(id matrix.EventID) [32]byte {
 func (u *update) allow(e *matrix.Event) error {
 	err := u.s.authorize(u.ctx, u.room.Num, e, u.snap.Root, u.fresh)
 	if auth := (*matrix.AuthError)(nil); errors.As(err, &auth) {
+		if e.Type() == matrix.TypePowerLevels && u.room.Version.PrivilegedCreators && auth.Rule == "10.4" { // wrong whoever sends it
+			return matrix.InvalidParam("%s", auth.Reason)
+		}
 		return matrix.Forbidden("%s", auth.Reason)
 	}
 	return err
@@ -234,7 +254,7 @@ type RedactRequest struct {
 }
 
 // Redact redacts an event: PUT /rooms/{room}/redact/{event}/{txn}. One may redact one's own events, and others' with the room's redact level.
-// Errors as Send, and M_NOT_FOUND (event).
+// Errors as Send, and M_NOT_FOUND (event of another room).
 func (s *Service) Redact(ctx context.Context, r RedactRequest) (matrix.EventID, error) {
 	content, err := withFields(r.Content, map[string]any{"reason": r.Reason})
 	if err != nil {
@@ -252,11 +272,14 @@ func (s *Service) Redact(ctx context.Context, r RedactRequest) (matrix.EventID, 
 		return id, err
 	}
 	target, err := s.o.DB.EventByID(ctx, r.Event)
-	if errors.Is(err, storage.ErrNotFound) || err == nil && target.RoomNum != room.Num {
-		return "", matrix.NotFound("there is no such event in this room")
+	if errors.Is(err, storage.ErrNotFound) { // others may have it; whether they heed the redaction is up to them
+		return s.Send(ctx, send)
 	}
 	if err != nil {
 		return "", err
+	}
+	if target.RoomNum != room.Num {
+		return "", matrix.NotFound("there is no such event in this room")
 	}
 	snap := room.Snapshot()
 	if target.Sender() != r.Sender && snap.Power != nil && !snap.Power.CanRedact(r.Sender) {
