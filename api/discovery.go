@@ -32,6 +32,7 @@ var unstableFeatures = map[string]bool{
 	"org.matrix.msc3771":                             true, // receipts in threads
 	"org.matrix.msc3773":                             true, // unread counts of threads
 	"org.matrix.msc3827.stable":                      true, // room types in the directory
+	"org.matrix.msc3814":                             true, // dehydrated devices
 	"org.matrix.msc3916.stable":                      true, // media needs a token
 	"org.matrix.msc4222":                             true, // state_after in /sync
 	"uk.tcpip.msc4133":                               true, // profile fields

@@ -19,7 +19,42 @@ func (a *api) keyRoutes() []route {
 		{method: post, path: client + "/keys/signatures/upload", handle: a.uploadSignatures, limit: limitKeys, suspended: true,
 			aliases: []string{"/_matrix/client/unstable/keys/signatures/upload"}},
 		{method: put, path: client + "/sendToDevice/{eventType}/{txnId}", handle: a.sendToDevice, limit: limitKeys, suspended: true},
+		{method: put, path: dehydrated, handle: a.putDehydrated, limit: limitKeys, suspended: true},
+		{method: get, path: dehydrated, handle: a.dehydrated, suspended: true},
+		{method: del, path: dehydrated, handle: a.deleteDehydrated, limit: limitKeys, suspended: true},
+		{method: post, path: dehydrated + "/{deviceId}/events", handle: a.dehydratedEvents, limit: limitKeys, suspended: true},
 	}
+}
+
+// dehydrated is where MSC3814 has the device that receives messages while its user is logged in nowhere.
+const dehydrated = "/_matrix/client/unstable/org.matrix.msc3814.v1/dehydrated_device"
+
+func (a *api) putDehydrated(c *call) error {
+	body, err := c.object()
+	if err != nil {
+		return err
+	}
+	device, err := a.Keys.PutDehydratedDevice(c.ctx(), c.userID(), body)
+	return c.answer(map[string]any{"device_id": device}, err)
+}
+
+func (a *api) dehydrated(c *call) error {
+	return c.replyRaw(a.Keys.DehydratedDevice(c.ctx(), c.userID()))
+}
+
+func (a *api) deleteDehydrated(c *call) error {
+	device, err := a.Keys.DeleteDehydratedDevice(c.ctx(), c.userID())
+	return c.answer(map[string]any{"device_id": device}, err)
+}
+
+func (a *api) dehydratedEvents(c *call) error {
+	var r struct {
+		NextBatch string `json:"next_batch"`
+	}
+	if err := c.decode(&r); err != nil {
+		return err
+	}
+	return c.replyRaw(a.Keys.DehydratedEvents(c.ctx(), c.userID(), matrix.DeviceID(c.Param("deviceId")), r.NextBatch))
 }
 
 func (a *api) uploadKeys(c *call) error {

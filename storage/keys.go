@@ -36,32 +36,35 @@ type KeyUpload struct {
 // ErrKeyExists, ErrNotFound if the device is gone, ErrDeviceIsKey.
 func (db *DB) UploadKeys(ctx context.Context, u KeyUpload) (counts map[string]int, err error) {
 	err = db.Write(ctx, func(tx *Tx) error {
-		if u.DeviceKeys != nil {
-			if err := tx.setOwnDeviceKeys(u); err != nil {
-				return err
-			}
-		}
-		if counts, err = keyCounts(tx.Raw, u.User, u.Device); err != nil {
-			return err
-		}
-		if len(u.OneTime)+len(u.Fallback) == 0 {
-			return nil
-		}
-		if err := tx.addOneTimeKeys(u, counts); err != nil {
-			return err
-		}
-		for _, k := range u.Fallback {
-			err := tx.Exec(`INSERT INTO fallback_keys (user_id, device_id, algorithm, key_id, content, used)
-				VALUES (?, ?, ?, ?, ?, FALSE) ON CONFLICT (user_id, device_id, algorithm) DO UPDATE
-				SET used = (fallback_keys.used AND fallback_keys.key_id = excluded.key_id), key_id = excluded.key_id, content = excluded.content`,
-				u.User, u.Device, k.Algorithm, k.ID, []byte(k.Content)).Error
-			if err != nil {
-				return err
-			}
-		}
-		return tx.ringDeviceKeys(u.User, u.Device)
+		counts, err = tx.uploadKeys(u)
+		return err
 	})
 	return counts, err
+}
+
+func (tx *Tx) uploadKeys(u KeyUpload) (map[string]int, error) {
+	if u.DeviceKeys != nil {
+		if err := tx.setOwnDeviceKeys(u); err != nil {
+			return nil, err
+		}
+	}
+	counts, err := keyCounts(tx.Raw, u.User, u.Device)
+	if err != nil || len(u.OneTime)+len(u.Fallback) == 0 {
+		return counts, err
+	}
+	if err := tx.addOneTimeKeys(u, counts); err != nil {
+		return nil, err
+	}
+	for _, k := range u.Fallback {
+		err := tx.Exec(`INSERT INTO fallback_keys (user_id, device_id, algorithm, key_id, content, used)
+			VALUES (?, ?, ?, ?, ?, FALSE) ON CONFLICT (user_id, device_id, algorithm) DO UPDATE
+			SET used = (fallback_keys.used AND fallback_keys.key_id = excluded.key_id), key_id = excluded.key_id, content = excluded.content`,
+			u.User, u.Device, k.Algorithm, k.ID, []byte(k.Content)).Error
+		if err != nil {
+			return nil, err
+		}
+	}
+	return counts, tx.ringDeviceKeys(u.User, u.Device)
 }
 
 func (tx *Tx) ringDeviceKeys(user matrix.UserID, device matrix.DeviceID) error {

@@ -257,7 +257,7 @@ func (tx *Tx) deleteDevices(user matrix.UserID, devices []matrix.DeviceID) error
 		return err
 	}
 	for _, table := range []string{"access_tokens", "refresh_tokens", "devices", "device_keys", "one_time_keys",
-		"fallback_keys", "to_device"} {
+		"fallback_keys", "to_device", "dehydrated_devices"} {
 		if err := tx.Exec("DELETE FROM "+table+" WHERE user_id = ? AND device_id IN ?", user, devices).Error; err != nil {
 			return err
 		}

@@ -190,7 +190,7 @@ func (u *Users) checkUserPassword(ctx context.Context, user matrix.UserID, passw
 	}
 	none := err != nil || phc == "" || deactivated
 	if none {
-		phc = u.noHash
+		phc = u.noHash()
 	}
 	right, outdated, err := u.verify(ctx, password, phc)
 	switch {

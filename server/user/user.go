@@ -9,6 +9,7 @@ import (
 	"context"
 	"encoding/json"
 	"log/slog"
+	"sync"
 	"time"
 
 	"parley.im/parley/server/matrix"
@@ -97,7 +98,7 @@ type Users struct {
 	log    *slog.Logger
 
 	hashing  chan struct{} // a place for each password that is being hashed
-	noHash   string        // verified in vain when there is no such user, so that the answer takes as long
+	noHash   func() string // verified in vain when there is no such user, so that the answer takes as long
 	sessions *storage.Memo[tokenHash, *Session]
 	exist    *storage.Memo[matrix.UserID, bool]
 	names    *storage.Memo[matrix.UserID, nameAndAvatar]
@@ -126,7 +127,7 @@ func New(o Options) *Users {
 		ignored:  storage.NewMemo[matrix.UserID, map[matrix.UserID]bool](keptUsers),
 		filters:  storage.NewMemo[filterKey, json.RawMessage](keptUsers),
 	}
-	u.noHash = hashPassword("", o.Config)
+	u.noHash = sync.OnceValue(func() string { return hashPassword("", o.Config) })
 	u.uia.max, u.uia.lifetime = max(1, o.Config.UIASessions), o.Config.UIALifetime
 	u.stop = o.DB.Listen(u.hear)
 	return u

@@ -108,3 +108,10 @@ CREATE TABLE key_backup_keys (
   session_data BLOB NOT NULL,
   PRIMARY KEY (user_id, version, room_id, session_id)
 );
+
+-- The one device of a user that receives messages while no real one can (MSC3814). data is encrypted for its owner.
+CREATE TABLE dehydrated_devices (
+  user_id TEXT PRIMARY KEY,
+  device_id TEXT NOT NULL,
+  data BLOB NOT NULL
+);
