@@ -11,6 +11,7 @@ import (
 
 	"parley.im/parley/server/matrix"
 	"parley.im/parley/server/room"
+	"parley.im/parley/storage"
 )
 
 // typing is who types, by the m.typing event of an answer; nil if there is none.
@@ -422,4 +423,43 @@ func (w *world) newDeviceKeys(u matrix.UserID) {
 	_, err := w.keys.Upload(w.ctx, u, "PHONE", json.RawMessage(fmt.Sprintf(
 		`{"device_keys":{"user_id":%q,"device_id":"PHONE","algorithms":["m.olm.v1.curve25519-aes-sha2"],"keys":{"curve25519:PHONE":"x","ed25519:PHONE":"y"},"signatures":{%q:{"ed25519:PHONE":"z"}}}}`, u, u)))
 	w.must(err)
+}
+
+// remoteMember puts somebody of another server into a room, as far as memberships go.
+func (w *world) remoteMember(id matrix.RoomID, u matrix.UserID) {
+	w.Helper()
+	r, err := w.rooms.Room(w.ctx, id)
+	w.must(err)
+	w.must(w.db.Write(w.ctx, func(tx *storage.Tx) error {
+		return tx.Exec("INSERT INTO memberships (room, server, user_id, membership, num, pos, forgotten) VALUES (?, ?, ?, 'join', 1, 1, 0)",
+			r.Num, string(u.Server()), string(u)).Error
+	}))
+}
+
+func TestWhatOtherServersTellReachesWhoSharesARoom(t *testing.T) {
+	each(t, func(w *world) {
+		id := w.room(alice)
+		event := w.say(id, alice, "x")
+		w.remoteMember(id, dave)
+		a, c := w.client(alice), w.client(carol)
+		a.sync()
+		c.sync()
+		w.must(w.sync.ReceiveTyping(w.ctx, "there", json.RawMessage(fmt.Sprintf(`{"room_id":%q,"user_id":"@dave:there","typing":true}`, id))))
+		w.must(w.sync.ReceiveReceipts(w.ctx, "there", json.RawMessage(fmt.Sprintf(`{%q:{"m.read":{"@dave:there":{"event_ids":[%q],"data":{"ts":7,"thread_id":"main"}}},"m.read.private":{"@dave:there":{"event_ids":[%q],"data":{"ts":7}}}}}`, id, event, event))))
+		w.must(w.sync.ReceivePresence(w.ctx, "there", json.RawMessage(`{"push":[{"user_id":"@dave:there","presence":"online","last_active_ago":5000,"currently_active":true,"status_msg":"hi"},{"user_id":"@nobody:there","presence":"online","last_active_ago":1}]}`)))
+		got := a.sync()
+		w.equal("typing", got.typing(id), []string{"@dave:there"})
+		w.equal("receipts", got.receipts(id), []string{"m.read @dave:there main " + string(event)})
+		w.equal("presence", got.list("presence", "events")[0].v, map[string]any{"type": "m.presence", "sender": "@dave:there",
+			"content": map[string]any{"presence": "online", "status_msg": "hi", "last_active_ago": 5000, "currently_active": true}})
+		if got := c.sync(); got.there("rooms") || got.there("presence") {
+			t.Errorf("carol is told %s", got.raw)
+		}
+		w.clock.move(remoteOffline)
+		w.sync.ageingElsewhere()
+		w.equal("silence", a.sync().presenceOf()["@dave:there"], "offline")
+		if edus := w.takeEDUs(); slices.ContainsFunc(edus, func(e EDU) bool { return e.User == dave }) {
+			t.Errorf("told on behalf of others: %v", edus)
+		}
+	})
 }

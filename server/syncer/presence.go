@@ -24,6 +24,10 @@ const (
 	remoteOffline = 30 * time.Minute
 	// maxStatusMsg is the longest status message kept, in bytes.
 	maxStatusMsg = 1024
+	// maxPresencePerEDU bounds how many people of one EDU are looked at.
+	maxPresencePerEDU = 500
+	// maxStrangers bounds of how many people one answer looks up whether they share a room.
+	maxStrangers = 100
 	// maxRemotePresence bounds how many people of other servers are remembered.
 	maxRemotePresence = 100_000
 )
@@ -101,6 +105,13 @@ func (s *Service) presenceChanged(p *presence) {
 		p.at = s.presenceOrder.PushFront(p)
 	}
 	s.presenceNews = append(s.presenceNews, p.user)
+	switch {
+	case p.user.Server() != s.o.ServerName:
+	case p.state == offline:
+		delete(s.awake, p)
+	default:
+		s.awake[p] = true
+	}
 }
 
 // refresh works out a local user's state anew and reports whether others must hear of it. s.mu is held.
@@ -302,12 +313,26 @@ func (s *Service) ReceivePresence(ctx context.Context, origin matrix.ServerName,
 	if err := json.Unmarshal(content, &edu); err != nil {
 		return matrix.BadJSON("m.presence: %v", err)
 	}
+	strangers := map[matrix.UserID]bool{}
+	for i, push := range edu.Push {
+		if i >= maxPresencePerEDU {
+			break
+		}
+		if _, err := matrix.ParseUserID(string(push.UserID)); err != nil || push.UserID.Server() != origin {
+			continue
+		}
+		rooms, err := s.peer(ctx, push.UserID)
+		if err != nil {
+			return err
+		}
+		strangers[push.UserID] = len(rooms) == 0
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := s.now()
 	for _, push := range edu.Push {
-		if _, err := matrix.ParseUserID(string(push.UserID)); err != nil || push.UserID.Server() != origin {
-			continue
+		if stranger, ok := strangers[push.UserID]; !ok || stranger {
+			continue // not origin's, or nobody here could see it
 		}
 		if push.Presence != online && push.Presence != unavailable && push.Presence != offline || len(push.StatusMsg) > maxStatusMsg {
 			continue
@@ -327,28 +352,30 @@ func (s *Service) ReceivePresence(ctx context.Context, origin matrix.ServerName,
 	return nil
 }
 
-// ageing lets presence become idle or offline as time passes.
+// ageing lets our users become idle or offline as time passes.
 func (s *Service) ageing() {
-	if !s.o.Config.Presence {
-		return
-	}
 	var edus []*EDU
 	s.mu.Lock()
-	now := s.now()
-	for _, p := range s.presence {
-		switch {
-		case p.state == offline:
-		case p.user.Server() == s.o.ServerName:
-			if s.refresh(p) {
-				edus = append(edus, s.presenceEDU(p, true))
-			}
-		case now.Sub(p.heard) >= remoteOffline:
-			p.state, p.active = offline, false
-			s.presenceChanged(p)
+	for p := range s.awake {
+		if s.refresh(p) {
+			edus = append(edus, s.presenceEDU(p, true))
 		}
 	}
 	s.mu.Unlock()
 	s.send(edus...)
+}
+
+// ageingElsewhere takes people of other servers for offline whose servers have not told of them for long.
+func (s *Service) ageingElsewhere() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := s.now()
+	for _, p := range s.presence {
+		if p.state != offline && p.user.Server() != s.o.ServerName && now.Sub(p.heard) >= remoteOffline {
+			p.state, p.active = offline, false
+			s.presenceChanged(p)
+		}
+	}
 }
 
 // appendPresence writes the m.presence event of p.
@@ -464,7 +491,9 @@ func (a *answer) planPresence() {
 		case shares:
 			a.presence = append(a.presence, *p)
 		case unknown:
-			a.strangers = append(a.strangers, *p)
+			if len(a.strangers) < maxStrangers {
+				a.strangers = append(a.strangers, *p)
+			}
 		}
 	}
 }

@@ -96,7 +96,8 @@ type Service struct {
 	rooms         map[matrix.RoomID]*roomCache
 	typing        map[matrix.RoomID]*typists
 	presence      map[matrix.UserID]*presence
-	presenceOrder list.List // of *presence, the last changed first
+	presenceOrder list.List          // of *presence, the last changed first
+	awake         map[*presence]bool // those of our users who are not offline
 	presenceNews  []matrix.UserID
 	presenceEDUs  []*EDU // made under the lock, to be sent after
 	// receiptNews are large rooms with new receipts of which nobody has been told.
@@ -132,6 +133,7 @@ func New(o Options) *Service {
 		rooms:     map[matrix.RoomID]*roomCache{},
 		typing:    map[matrix.RoomID]*typists{},
 		presence:  map[matrix.UserID]*presence{},
+		awake:     map[*presence]bool{},
 
 		receiptNews: map[matrix.RoomID]bool{},
 		peers:       map[matrix.UserID]peer{},
@@ -178,6 +180,7 @@ func (s *Service) Run(ctx context.Context) error {
 			s.ageing()
 		case <-minute.C:
 			s.forgetIdle()
+			s.ageingElsewhere()
 		case <-presence.C:
 			woken := s.tellLate(ctx)
 			// One telling costs each waiting client an answer: the more there are, the rarer.
