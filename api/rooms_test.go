@@ -1,6 +1,7 @@
 package api
 
 import (
+	"fmt"
 	"net/http/httptest"
 	"strings"
 	"testing"
@@ -231,4 +232,31 @@ func TestNotificationsAreListedNewestFirstInPages(t *testing.T) {
 		t.Errorf("one's own messages: got %v", got)
 	}
 	bob.refused(get, "/notifications?from=x", nil, 400, "M_INVALID_PARAM")
+}
+
+// A room can be read from the database a moment before it is in memory: who syncs then must not be told that there is none.
+func TestSyncWhileRoomsAreMade(t *testing.T) {
+	w := newWorld(t, quiet())
+	for i := range 20 {
+		p := w.person(fmt.Sprintf("user%d", i))
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			for range 3 {
+				if got := p.ask(post, "/createRoom", map[string]any{}); got.Code != 200 {
+					t.Errorf("create: got %d %s", got.Code, got.Body)
+				}
+			}
+		}()
+		for waiting := true; waiting; {
+			if got := p.ask(get, "/sync", nil); got.Code != 200 {
+				t.Errorf("sync: got %d %s", got.Code, got.Body)
+			}
+			select {
+			case <-done:
+				waiting = false
+			default:
+			}
+		}
+	}
 }

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"parley.im/parley/server/matrix"
 	"parley.im/parley/storage"
@@ -89,9 +90,9 @@ func (s *Service) Room(ctx context.Context, id matrix.RoomID) (*Room, error) {
 // pin is Room, and keeps the room in memory until pins is lowered.
 func (s *Service) pin(ctx context.Context, id matrix.RoomID) (*Room, error) {
 	if r := s.loaded(id); r != nil {
-		if !r.Snapshot().stored {
+		if err := s.awaitStored(ctx, r); err != nil {
 			r.pins.Add(-1)
-			return nil, errNoRoom
+			return nil, err
 		}
 		return r, nil
 	}
@@ -115,6 +116,27 @@ func (s *Service) pin(ctx context.Context, id matrix.RoomID) (*Room, error) {
 }
 
 var errNoRoom = matrix.NotFound("this server does not know that room")
+
+// awaitStored refuses a room that is being made. Its row can be read, and what else was written with it, a moment before the
+// snapshot is replaced: who has read it waits for that, a second at most.
+func (s *Service) awaitStored(ctx context.Context, r *Room) error {
+	for tries := 0; !r.Snapshot().stored; tries++ {
+		if tries == 1000 {
+			return errNoRoom
+		}
+		if _, err := s.o.DB.RoomByID(ctx, r.ID); errors.Is(err, storage.ErrNotFound) {
+			return errNoRoom
+		} else if err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(time.Millisecond):
+		}
+	}
+	return nil
+}
 
 // loaded finds a room in memory and pins it.
 func (s *Service) loaded(id matrix.RoomID) *Room {
