@@ -76,8 +76,8 @@ func versions() []string {
 	return all
 }
 
-// helpers lists the servers that may help user with a room that this server is not in: those of the request, that of who has invited
-// the user, and that of the room ID.
+// helpers lists the servers that may help user with a room that this server is not in: those of the request and that of who has invited
+// the user. If the request names none, also those that were in the room when we were, and that of the room ID.
 func (s *Service) helpers(ctx context.Context, room matrix.RoomID, user matrix.UserID, via []matrix.ServerName) []matrix.ServerName {
 	list := slices.Clone(via)
 	if m, err := s.Membership(ctx, room, user); err == nil && m.Num != 0 {
@@ -85,11 +85,13 @@ func (s *Service) helpers(ctx context.Context, room matrix.RoomID, user matrix.U
 			list = append(list, e.Sender().Server())
 		}
 	}
-	if r, err := s.Room(ctx, room); err == nil {
-		list = append(list, s.serversToJoinThrough(r.Snapshot())...)
-	}
-	if server := room.Server(); server != "" {
-		list = append(list, server)
+	if len(via) == 0 { // who names servers means those
+		if r, err := s.Room(ctx, room); err == nil {
+			list = append(list, s.serversToJoinThrough(r.Snapshot())...)
+		}
+		if server := room.Server(); server != "" {
+			list = append(list, server)
+		}
 	}
 	if s.o.Remote == nil {
 		return nil
