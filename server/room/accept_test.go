@@ -382,3 +382,30 @@ func TestWaitingEventsAreTakenUpAfterARestart(t *testing.T) {
 		t.Error(diff)
 	}
 }
+
+func TestAGapThatCannotBeFilledIsAskedForAgainWithTheNextEvent(t *testing.T) {
+	w, one, two, room := together(t, "11")
+	one.say(room, "@alice:one", "missed")
+	second, third := one.say(room, "@alice:one", "second"), one.say(room, "@alice:one", "third")
+	w.tweak["missing one"] = func(answer any) error {
+		raw := answer.(*[]json.RawMessage)
+		for i := range *raw {
+			(*raw)[i] = json.RawMessage(`{"type":"m.room.message","content":{"bad_val":1.1}}`)
+		}
+		return nil
+	}
+	for i, e := range []*storage.Event{second, third} {
+		two.get("one", e)
+		if n := w.count("missing one"); n != i+1 {
+			t.Errorf("after event %d it was asked %d times", i, n)
+		}
+	}
+	if got := two.timeline(room); len(got) > 0 {
+		t.Errorf("clients see %v", got)
+	}
+	delete(w.tweak, "missing one")
+	two.get("one", one.say(room, "@alice:one", "fourth"))
+	if diff := cmp.Diff([]string{"missed", "second", "third", "fourth"}, two.timeline(room)); diff != "" {
+		t.Error(diff)
+	}
+}
