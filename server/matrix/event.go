@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"sync/atomic"
 	"time"
+	"unicode/utf8"
 )
 
 // Limits on events. Spec v1.19 client-server-api/#size-limits
@@ -148,6 +149,12 @@ func fieldsOf(event []byte) (f fields, ok bool) {
 	return f, ok
 }
 
+// tooLong reports whether a type or state key is longer than 255 bytes. Up to room version 10 others have counted code points, so
+// that rooms hold events which would be refused by bytes, and what stands behind them with them.
+func (v *RoomVersion) tooLong(s string) bool {
+	return len(s) > maxIDBytes && (v.RedactsInContent || utf8.RuneCountInString(s) > maxIDBytes)
+}
+
 // check checks the format of the fields.
 // Spec v1.19 rooms/v6/#event-format, rooms/v12/#event-format, client-server-api/#size-limits
 func (f *fields) check(v *RoomVersion) error {
@@ -155,7 +162,7 @@ func (f *fields) check(v *RoomVersion) error {
 	switch {
 	case !ok:
 		return BadJSON("the event's type must be a string")
-	case len(typ) > maxIDBytes:
+	case v.tooLong(typ):
 		return TooLarge("the event's type is longer than 255 bytes")
 	case !isObject(f.content):
 		return BadJSON("the event's content must be an object")
@@ -167,7 +174,7 @@ func (f *fields) check(v *RoomVersion) error {
 	if f.stateKey != nil {
 		if key, ok := stringValue(f.stateKey); !ok {
 			return BadJSON("the event's state_key must be a string")
-		} else if len(key) > maxIDBytes {
+		} else if v.tooLong(key) {
 			return TooLarge("the event's state_key is longer than 255 bytes")
 		}
 	}
