@@ -37,6 +37,8 @@ users:
 media:
   unauthenticated_downloads: true
   url_previews: true
+outgoing:
+  allow_private_addresses: true
 federation:
   allow_private_addresses: true
   ca_file: "$ca/ca.crt"

@@ -21,6 +21,7 @@ import (
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"parley.im/parley/server/keys"
 	"parley.im/parley/server/matrix"
@@ -62,8 +63,9 @@ type Options struct {
 	DB      *storage.DB
 	// Resolver answers all DNS questions; nil for the system's.
 	Resolver *net.Resolver
-	Now      func() time.Time // nil: time.Now
-	Log      *slog.Logger     // nil: slog.Default()
+	Now      func() time.Time      // nil: time.Now
+	Log      *slog.Logger          // nil: slog.Default()
+	Metrics  prometheus.Registerer // nil: nothing is measured
 }
 
 // OldKey is a key with which this server no longer signs.
@@ -83,6 +85,7 @@ type Client struct {
 	fetch     *http.Client // without our signatures: /.well-known and redirected media
 	peers     *peers
 	keys      *keyring
+	metrics   *metrics
 
 	ctx   context.Context // ends with Close; for what several requests wait for together
 	close context.CancelFunc
@@ -108,7 +111,7 @@ func NewClient(ctx context.Context, o Options) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Client{o: o, guard: guard}
+	c := &Client{o: o, guard: guard, metrics: newMetrics(o.Metrics)}
 	if c.peers, err = loadPeers(ctx, o); err != nil {
 		return nil, err
 	}
@@ -237,7 +240,9 @@ func (c *Client) open(ctx context.Context, q request) (*http.Response, http.Head
 	if !q.urgent && c.peers.backingOff(q.server) {
 		return nil, nil, fmt.Errorf("%s: %w", q.server, ErrBackingOff)
 	}
+	began := time.Now()
 	answer, sent, err := c.send(ctx, q)
+	c.metrics.sent(answer, time.Since(began))
 	if err != nil {
 		if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
 			c.peers.failed(ctx, q.server, 0)

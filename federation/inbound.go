@@ -156,6 +156,8 @@ type call struct {
 
 func (h *handler) serve(g *gin.Context, r route) {
 	c := &call{Context: g, h: h}
+	began := time.Now()
+	defer func() { h.Client.metrics.served(r, c.Writer.Status(), time.Since(began)) }()
 	answer, err := h.answer(c, r)
 	if err != nil {
 		c.fail(err)
@@ -190,6 +192,7 @@ func (h *handler) answer(c *call, r route) (any, error) {
 		return r.handle(c)
 	}
 	if err := h.authenticate(c); err != nil {
+		h.log.Debug("request not authenticated", "route", c.FullPath(), "err", err)
 		return nil, err
 	}
 	if !h.enter(c.origin) {

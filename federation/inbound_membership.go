@@ -220,8 +220,10 @@ func (c *call) onBind() (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	if exists, err := c.h.Users.Exists(c.ctx(), user); err != nil || !exists {
-		return nil, errors.Join(err, matrix.NotFound("%s is not known here", user))
+	if exists, err := c.h.Users.Exists(c.ctx(), user); err != nil {
+		return nil, err
+	} else if !exists {
+		return nil, matrix.NotFound("%s is not known here", user)
 	}
 	if len(body.Invites) > maxOnBind {
 		return nil, matrix.InvalidParam("more than %d invites", maxOnBind)

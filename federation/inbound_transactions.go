@@ -113,6 +113,7 @@ func (c *call) transaction() (any, error) {
 // receive works on a transaction. Keys and to-device messages go first: events may need them to be decrypted. Receipts
 // go last, since they are about events.
 func (h *handler) receive(ctx context.Context, origin matrix.ServerName, pdus []json.RawMessage, edus []edu) ([]byte, error) {
+	h.Client.metrics.received(len(pdus), len(edus))
 	for _, e := range edus {
 		if deliver := h.durableEDU(e.Type); deliver != nil {
 			if err := h.deliver(ctx, origin, e, deliver); err != nil {

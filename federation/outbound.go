@@ -440,6 +440,7 @@ func (s *Sender) send(ctx context.Context, server matrix.ServerName, body []byte
 	// One that is under way when we stop is given a little time: broken off, it would be sent twice.
 	ctx, cancel := withGrace(ctx, stopGrace)
 	defer cancel()
+	s.c.metrics.transaction()
 	err := s.c.call(ctx, request{server: server, method: http.MethodPut, path: escape(v1+"/send", s.nextID()), body: body, timeout: sendTimeout}, &answer)
 	if err != nil {
 		return err

@@ -86,11 +86,11 @@ func build(ctx context.Context, cfg *Config, log *slog.Logger) (h *house, err er
 	if err != nil {
 		return nil, err
 	}
-	guard, err := federation.NewGuard(cfg.Federation.AllowPrivateAddresses, cfg.Federation.AllowAddresses)
+	guard, err := federation.NewGuard(cfg.Outgoing.AllowPrivateAddresses, cfg.Outgoing.AllowAddresses)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("outgoing.allow_addresses: %w", err)
 	}
-	h.client, err = federation.NewClient(ctx, federation.Options{Config: cfg.Federation, Server: server, Key: key, DB: h.db, Log: log})
+	h.client, err = federation.NewClient(ctx, federation.Options{Config: cfg.Federation, Server: server, Key: key, DB: h.db, Log: log, Metrics: h.registry})
 	if err != nil {
 		return nil, err
 	}

@@ -70,6 +70,19 @@ type Config struct {
 	Web WebConfig `mapstructure:"web"`
 	// Federation: how this server and others meet.
 	Federation federation.Config `mapstructure:"federation"`
+	// Outgoing: where links and push gateways may lead, which users name.
+	Outgoing OutgoingConfig `mapstructure:"outgoing"`
+}
+
+// OutgoingConfig bounds the requests that users can have this server make, for link previews and push notifications.
+// What may be reached for federation is in its own section: users must not be able to look around in a company's network
+// because its servers are in it.
+type OutgoingConfig struct {
+	// AllowPrivateAddresses lets them reach loopback and private addresses.
+	AllowPrivateAddresses bool `mapstructure:"allow_private_addresses"`
+	// AllowAddresses lists addresses and ranges ("10.1.0.0/16") that may be reached although they are private, such as
+	// that of a push gateway of your own.
+	AllowAddresses []string `mapstructure:"allow_addresses"`
 }
 
 // TLSConfig is a listener with TLS; off while Listen is empty.
@@ -120,6 +133,7 @@ func DefaultConfig() *Config {
 		Voice:           voice.DefaultConfig(),
 		ClientAPI:       api.DefaultConfig(),
 		Federation:      federation.DefaultConfig(),
+		Outgoing:        OutgoingConfig{AllowAddresses: []string{}},
 	}
 }
 

@@ -215,6 +215,7 @@ func devConfig(federation, client, dir, database, certificate, key, ca string) m
 			"password_memory_kib": 64, "password_time": 1},
 		"push":       map[string]any{"insecure_gateways": true},
 		"federation": map[string]any{"ca_file": ca, "allow_private_addresses": true},
+		"outgoing":   map[string]any{"allow_private_addresses": true},
 	}
 }
 
