@@ -79,7 +79,7 @@ func newLogger(cfg LogConfig, out io.Writer) *slog.Logger {
 		stat, err := file.Stat()
 		terminal = err == nil && stat.Mode()&os.ModeCharDevice != 0
 	}
-	return slog.New(tint.NewHandler(out, &tint.Options{Level: level, TimeFormat: time.DateTime, NoColor: !terminal}))
+	return slog.New(tint.NewTextHandler(out, &tint.Options{Level: level, TimeFormat: time.DateTime, NoColor: !terminal}))
 }
 
 // serve listens until ctx ends, then stops in order: no new requests, those under way answered, the rooms closed.
