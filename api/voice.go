@@ -2,19 +2,27 @@ package api
 
 import (
 	"net/url"
+	"strconv"
 
 	"parley.im/parley/server/audio"
 	"parley.im/parley/server/matrix"
 	"parley.im/parley/server/media"
+	"parley.im/parley/server/voice"
 )
 
 // voiceRoutes are what Parley adds for voice messages. docs/voice.md
 func (a *api) voiceRoutes() []route {
-	voice, file := "/_matrix/client/unstable/im.parley.voice", "/{serverName}/{mediaId}"
-	all := []route{{method: post, path: voice + "/link" + file, handle: a.linkRecording, limit: limitMedia, suspended: true}}
+	prefix, file := "/_matrix/client/unstable/im.parley.voice", "/{serverName}/{mediaId}"
+	played := prefix + "/rooms/{roomId}/played"
+	all := []route{
+		{method: post, path: prefix + "/link" + file, handle: a.linkRecording, limit: limitMedia, suspended: true},
+		{method: get, path: played, handle: a.played, suspended: true},
+		{method: put, path: played + "/{eventId}", handle: a.setPlayed, limit: limitAccount, suspended: true},
+		{method: get, path: prefix + "/inbox", handle: a.voiceInbox, suspended: true},
+	}
 	for _, method := range []string{get, head} {
 		all = append(all,
-			route{method: method, path: voice + "/media" + file, handle: a.downloadRecording, suspended: true},
+			route{method: method, path: prefix + "/media" + file, handle: a.downloadRecording, suspended: true},
 			route{method: method, path: "/_parley/media" + file, handle: a.openLink, auth: anybody, limit: limitOther})
 	}
 	return all
@@ -77,4 +85,75 @@ func (a *api) openLink(c *call) error {
 		return matrix.NotFound("there is no such media")
 	}
 	return c.serveFile(a.Media.OpenLink(c.ctx(), uri, c.Request.URL.Query()))
+}
+
+// played tells how far the asker is with the voice messages of a room.
+func (a *api) played(c *call) error {
+	room, err := c.roomID()
+	if err != nil {
+		return err
+	}
+	events, err := a.Voice.Played(c.ctx(), c.userID(), room)
+	if err != nil {
+		return err
+	}
+	return c.reply(map[string]any{"events": events})
+}
+
+// setPlayed stores how far the asker is with one voice message, which must be one that they may see.
+func (a *api) setPlayed(c *call) error {
+	room, err := c.roomID()
+	if err != nil {
+		return err
+	}
+	id, err := c.eventID()
+	if err != nil {
+		return err
+	}
+	var change voice.PlayedChange
+	if err := c.decode(&change); err != nil {
+		return err
+	}
+	event, err := a.Rooms.Event(c.ctx(), room, c.reader(), id)
+	if err != nil {
+		return err
+	}
+	if err := a.Voice.SetPlayed(c.ctx(), c.userID(), room, id, event, change); err != nil {
+		return err
+	}
+	return c.done()
+}
+
+// voiceInbox lists the voice messages that the asker has not played yet, over all rooms, oldest first.
+func (a *api) voiceInbox(c *call) error {
+	limit, err := c.limit(50, 200)
+	if err != nil {
+		return err
+	}
+	after, err := c.number("from", 0)
+	if err != nil {
+		return err
+	}
+	events, total, err := a.Voice.Inbox(c.ctx(), c.userID(), after, limit)
+	if err != nil {
+		return err
+	}
+	answer := []byte(`{"total":`)
+	answer = strconv.AppendInt(answer, int64(total), 10)
+	answer = append(answer, `,"events":[`...)
+	for i, e := range events {
+		if i > 0 {
+			answer = append(answer, ',')
+		}
+		if answer, err = a.Rooms.AppendClient(c.ctx(), answer, e, c.reader()); err != nil {
+			return err
+		}
+	}
+	answer = append(answer, ']')
+	if len(events) == limit {
+		answer = append(answer, `,"end":"`...)
+		answer = strconv.AppendInt(answer, events[len(events)-1].Pos, 10)
+		answer = append(answer, '"')
+	}
+	return c.replyJSON(append(answer, '}'))
 }

@@ -2,6 +2,7 @@ package api
 
 import (
 	"os"
+	"reflect"
 	"strings"
 	"testing"
 )
@@ -61,4 +62,66 @@ func TestRecordingIsHadInAnotherContainerAndByLink(t *testing.T) {
 	if got := ask(w.handler, get, strings.Replace(link["path"].(string), "webm", "mp4", 1), ""); got.Code != 403 || errcode(t, got) != "M_FORBIDDEN" {
 		t.Errorf("a changed link: got %d %s", got.Code, got.Body)
 	}
+}
+
+func TestPlayedStateFollowsTheUserAndEmptiesTheInbox(t *testing.T) {
+	w := newWorld(t, quiet())
+	alice, bob := w.person("alice"), w.person("bob")
+	id := alice.must(post, "/createRoom", map[string]any{"preset": "public_chat"})["room_id"].(string)
+	say := func(p *person, txn string) string {
+		return p.must(put, "/rooms/"+id+"/send/m.room.message/"+txn, map[string]any{
+			"msgtype": "m.audio", "body": "v", "url": "mxc://elsewhere/x", "org.matrix.msc3245.voice": map[string]any{},
+		})["event_id"].(string)
+	}
+	say(alice, "before") // bob was not there: not for his inbox
+	bob.must(post, "/join/"+id, map[string]any{})
+	first, second := say(alice, "1"), say(alice, "2")
+	say(bob, "own")
+	text := alice.must(put, "/rooms/"+id+"/send/m.room.message/3", map[string]any{"msgtype": "m.text", "body": `"org.matrix.msc3245.voice`})["event_id"].(string)
+	voice := "/_matrix/client/unstable/im.parley.voice"
+
+	inbox := func(query string) (total float64, events []string) {
+		answer := bob.must(get, voice+"/inbox"+query, nil)
+		for _, e := range answer["events"].([]any) {
+			events = append(events, e.(map[string]any)["event_id"].(string))
+		}
+		return answer["total"].(float64), events
+	}
+	if total, events := inbox(""); total != 2 || strings.Join(events, " ") != first+" "+second {
+		t.Errorf("inbox: %v %v, want %s %s", total, events, first, second)
+	}
+	end := bob.must(get, voice+"/inbox?limit=1", nil)["end"].(string)
+	if _, events := inbox("?limit=1&from=" + end); strings.Join(events, " ") != second {
+		t.Errorf("second page: %v, want %s", events, second)
+	}
+
+	played := voice + "/rooms/" + id + "/played"
+	bob.must(put, played+"/"+first, map[string]any{"position": 1500})
+	bob.must(put, played+"/"+second, map[string]any{"played": true})
+	want := map[string]any{
+		first:  map[string]any{"played": false, "position": 1500.0},
+		second: map[string]any{"played": true, "position": 0.0},
+	}
+	if got := bob.must(get, played, nil)["events"]; !reflect.DeepEqual(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+	if got := bob.must(get, "/user/"+string(bob.id)+"/rooms/"+id+"/account_data/im.parley.voice.played", nil)["events"]; !reflect.DeepEqual(got, want) {
+		t.Errorf("account data: %v, want %v", got, want)
+	}
+	if total, events := inbox(""); total != 1 || strings.Join(events, " ") != first {
+		t.Errorf("inbox after one was played: %v %v", total, events)
+	}
+	if got := alice.must(get, played, nil)["events"]; len(got.(map[string]any)) != 0 {
+		t.Errorf("alice sees what bob has played: %v", got)
+	}
+	alice.must(put, "/rooms/"+id+"/redact/"+first+"/r", map[string]any{})
+	if total, _ := inbox(""); total != 0 {
+		t.Errorf("a deleted message is still in the inbox")
+	}
+
+	bob.refused(put, played+"/"+text, map[string]any{"played": true}, 400, "M_INVALID_PARAM")
+	bob.refused(put, played+"/"+second, map[string]any{"position": -1}, 400, "M_INVALID_PARAM")
+	bob.refused(put, played+"/"+second, map[string]any{"played": "yes"}, 400, "M_BAD_JSON")
+	bob.refused(put, played+"/$unknown", map[string]any{"played": true}, 404, "M_NOT_FOUND")
+	w.person("carol").refused(put, played+"/"+second, map[string]any{"played": true}, 404, "M_NOT_FOUND")
 }

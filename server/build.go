@@ -111,7 +111,7 @@ func build(ctx context.Context, cfg *Config, log *slog.Logger) (h *house, err er
 	h.closers = append(h.closers, h.sync.Close)
 	h.federation = federation.NewHandler(federation.HandlerOptions{Client: h.client, Rooms: h.rooms, Users: h.users,
 		Keys: h.keys, Media: h.media, Sync: h.sync, Version: version()})
-	h.voice = voice.New(voice.Options{Config: cfg.Voice, Media: h.media, Log: log})
+	h.voice = voice.New(voice.Options{Config: cfg.Voice, DB: h.db, Media: h.media, Log: log})
 	h.api, err = api.New(cfg.ClientAPI, api.Deps{Voice: h.voice, ServerName: server, Users: h.users, Keys: h.keys, Push: h.push, Media: h.media,
 		Rooms: h.rooms, Sync: h.sync, DB: h.db, DefaultRoomVersion: cfg.Rooms.DefaultVersion, Log: log, Metrics: h.registry})
 	if err != nil {

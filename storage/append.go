@@ -92,7 +92,8 @@ func (tx *Tx) AppendRooms(appends []*RoomAppend) error {
 			kept = append(kept, a)
 		}
 	}
-	for _, write := range []func([]*RoomAppend) error{tx.insertEvents, tx.updateEvents, tx.writeStates, tx.writeMembers, tx.writeRelations, tx.writeGaps} {
+	for _, write := range []func([]*RoomAppend) error{tx.insertEvents, tx.updateEvents, tx.writeStates, tx.writeMembers, tx.writeRelations, tx.writeGaps,
+		tx.writeVoiceMessages} {
 		if err := write(kept); err != nil {
 			return err
 		}

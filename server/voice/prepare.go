@@ -19,6 +19,7 @@ import (
 // Options are what a Service is made of.
 type Options struct {
 	Config Config
+	DB     *storage.DB
 	Media  *media.Repository
 	Log    *slog.Logger
 }
