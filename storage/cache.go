@@ -65,14 +65,6 @@ func (c *cache[K, V]) replace(key K, value V, size int) {
 	c.add(key, cached[V]{value, size + 64})
 }
 
-// clear forgets everything, because it may have changed elsewhere.
-func (c *cache[K, V]) clear() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.epoch++
-	c.young, c.old, c.used = map[K]cached[V]{}, nil, 0
-}
-
 func (c *cache[K, V]) add(key K, v cached[V]) {
 	c.used += v.size - c.young[key].size
 	c.young[key] = v

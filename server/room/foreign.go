@@ -69,9 +69,3 @@ func (m *memo[K, V]) put(key K, value V, expires time.Time) {
 	}
 	m.items[key] = memoItem[V]{value, expires}
 }
-
-func (m *memo[K, V]) drop(key K) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	delete(m.items, key)
-}

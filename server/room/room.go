@@ -92,7 +92,6 @@ type Service struct {
 
 	foreign foreign // see foreign.go
 
-	stopListening func()
 }
 
 // New builds the rooms.

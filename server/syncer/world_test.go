@@ -37,7 +37,6 @@ type world struct {
 	push  *push.Push
 	sync  *Service
 	clock *clock
-	txn   int
 
 	mu   sync.Mutex
 	edus []EDU
