@@ -69,7 +69,7 @@ func (s *Service) joinHere(ctx context.Context, r JoinRequest, content json.RawM
 		if err != nil {
 			return err
 		}
-		content, err := withFields(content, map[string]any{"join_authorised_via_users_server": string(via)})
+		content, err := withFields(content, map[string]any{authorisedVia: string(via)})
 		if err != nil {
 			return err
 		}
@@ -189,7 +189,7 @@ func (u *update) setMember(sender, target matrix.UserID, content json.RawMessage
 
 // memberContent is the content of a member event. The profile of a user of this server is put in where it becomes visible to others anyway.
 func (s *Service) memberContent(ctx context.Context, target matrix.UserID, membership, reason string, extra json.RawMessage) (json.RawMessage, error) {
-	fields := map[string]any{"membership": membership, "reason": reason}
+	fields := map[string]any{"membership": membership, "reason": reason, authorisedVia: nil}
 	if target.Server() == s.o.ServerName && s.o.Profile != nil && (membership == matrix.Join || membership == matrix.Invite || membership == matrix.Knock) {
 		p, err := s.o.Profile(ctx, target)
 		if err != nil {
@@ -401,7 +401,7 @@ func (u *update) setProfile(user matrix.UserID, p Profile) error {
 	if err := json.Unmarshal(old.Content(), &content); err != nil {
 		return err
 	}
-	for _, key := range []string{"displayname", "avatar_url", "reason", "join_authorised_via_users_server"} {
+	for _, key := range []string{"displayname", "avatar_url", "reason", authorisedVia} {
 		delete(content, key)
 	}
 	raw, err := json.Marshal(content)

@@ -76,25 +76,25 @@ func versions() []string {
 	return all
 }
 
-// helpers lists the servers that may help user with a room that this server is not in: those of the request and that of who has invited
-// the user. If the request names none, also those that were in the room when we were, and that of the room ID.
+// helpers lists the servers that may help user with a room: those of the request and that of who has invited the user. Only if
+// the request names none, or we are in the room and know better, are there those that were last in the room and that of the room ID:
+// who names servers wants no other to be asked.
 func (s *Service) helpers(ctx context.Context, room matrix.RoomID, user matrix.UserID, via []matrix.ServerName) []matrix.ServerName {
-	list := slices.Clone(via)
+	if s.o.Remote == nil {
+		return nil
+	}
+	list := s.others(validServers(via), handshakeServers)
+	named := len(list) > 0
 	if m, err := s.Membership(ctx, room, user); err == nil && m.Num != 0 {
 		if e, err := s.o.DB.Event(ctx, m.Num); err == nil {
 			list = append(list, e.Sender().Server())
 		}
 	}
-	if len(via) == 0 { // who names servers means those
-		if r, err := s.Room(ctx, room); err == nil {
-			list = append(list, s.serversToJoinThrough(r.Snapshot())...)
-		}
-		if server := room.Server(); server != "" {
-			list = append(list, server)
-		}
+	if r, err := s.Room(ctx, room); err == nil && (!named || r.Snapshot().Joined()) {
+		list = append(list, s.serversToJoinThrough(r.Snapshot())...)
 	}
-	if s.o.Remote == nil {
-		return nil
+	if server := room.Server(); server != "" && !named {
+		list = append(list, server)
 	}
 	return s.others(validServers(list), handshakeServers)
 }

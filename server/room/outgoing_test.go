@@ -36,6 +36,17 @@ func TestJoinTriesTheNextServer(t *testing.T) {
 	}
 }
 
+func TestOnlyTheNamedServersAreAskedToHelp(t *testing.T) {
+	w := newWorld(t, "one", "two")
+	room := w.at("one").newRoom("@alice:one", "11", "public")
+	if err := w.at("two").tryJoin(room, "@bob:two", "nobody"); err == nil || w.count("make_join one") != 0 {
+		t.Errorf("got %v, asked %v", err, w.asked)
+	}
+	if err := w.at("two").tryJoin(room, "@bob:two", "two"); err != nil { // who names ourselves names nobody
+		t.Error(err)
+	}
+}
+
 func TestJoinTellsWhyItFailed(t *testing.T) {
 	w := newWorld(t, "one", "two")
 	one, two := w.at("one"), w.at("two")

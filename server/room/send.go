@@ -150,21 +150,16 @@ func (u *update) send(r *SendRequest) (matrix.EventID, error) {
 
 // ownJoin is the content of a user's own join as it is to be sent: by whose power they join is ours to say.
 func (u *update) ownJoin(user matrix.UserID, raw json.RawMessage) (json.RawMessage, error) {
-	content, err := object(raw)
-	if err != nil {
-		return nil, err
-	}
-	delete(content, "join_authorised_via_users_server")
-	via := matrix.UserID("")
 	if u.snap.Local[user] == 0 {
-		if via, err = u.authoriser(user); err != nil && !errors.Is(err, errCannotGrant) {
+		via, err := u.authoriser(user)
+		if err != nil && !errors.Is(err, errCannotGrant) {
 			return nil, err
 		}
+		if via != "" {
+			return withFields(raw, map[string]any{authorisedVia: string(via)})
+		}
 	}
-	if raw, err = json.Marshal(content); err != nil {
-		return nil, err
-	}
-	return withFields(raw, map[string]any{"join_authorised_via_users_server": string(via)})
+	return withFields(raw, map[string]any{authorisedVia: nil})
 }
 
 // sameJSON compares canonical JSON with any other.
@@ -288,7 +283,11 @@ func (s *Service) Redact(ctx context.Context, r RedactRequest) (matrix.EventID, 
 	return s.Send(ctx, send)
 }
 
-// withFields returns a JSON object with further fields, those that are not the empty string; raw may be nil.
+// authorisedVia is the field of a join that names who let the user in. Servers write it, never clients.
+const authorisedVia = "join_authorised_via_users_server"
+
+// withFields returns a JSON object with further fields, those that are not the empty string; raw may be nil. A field that is nil is
+// taken out.
 func withFields(raw json.RawMessage, fields map[string]any) (json.RawMessage, error) {
 	all := map[string]json.RawMessage{}
 	if len(raw) > 0 {
@@ -297,7 +296,11 @@ func withFields(raw json.RawMessage, fields map[string]any) (json.RawMessage, er
 		}
 	}
 	for key, value := range fields {
-		if value == "" || value == nil {
+		if value == "" {
+			continue
+		}
+		if value == nil {
+			delete(all, key)
 			continue
 		}
 		b, err := json.Marshal(value)

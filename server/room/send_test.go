@@ -1,6 +1,7 @@
 package room
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -434,6 +435,30 @@ func TestUpgradeLeadsToTheNewRoom(t *testing.T) {
 		canonical, err := s.StateEvent(t.Context(), room, Reader{User: alice}, matrix.TypeCanonicalAlias, "", false)
 		if err != nil || !strings.Contains(string(canonical), "#a"+to) {
 			t.Errorf("%s, %v", canonical, err)
+		}
+	}
+}
+
+func TestClientsDoNotSayByWhoseLeaveTheyJoined(t *testing.T) {
+	one := newWorld(t, "one").at("one")
+	room := one.newRoom("@alice:one", "11", "restricted")
+	key := "@alice:one"
+	_, err := one.Send(context.Background(), SendRequest{Room: room, Sender: "@alice:one", Type: matrix.TypeMember, StateKey: &key,
+		Content: json.RawMessage(`{"membership":"join","displayname":"A","join_authorised_via_users_server":"unused"}`)})
+	if got := one.state(room, matrix.TypeMember, key); err != nil || got != `{"displayname":"A","membership":"join"}` {
+		t.Errorf("got %v, content %s", err, got)
+	}
+}
+
+func TestCreatorsHaveNoPlaceAmongThePowerLevels(t *testing.T) {
+	one := newWorld(t, "one").at("one")
+	room := one.newRoom("@alice:one", "12", "public")
+	empty := ""
+	for _, typ := range []string{matrix.TypePowerLevels, matrix.TypeCreate} {
+		_, err := one.Send(context.Background(), SendRequest{Room: room, Sender: "@alice:one", Type: typ, StateKey: &empty,
+			Content: json.RawMessage(`{"users":{"@alice:one":100}}`)})
+		if matrix.ErrorCode(err) != "M_INVALID_PARAM" {
+			t.Errorf("%s: got %v", typ, err)
 		}
 	}
 }

@@ -287,7 +287,8 @@ func (it *item) receiptsOfMine(a *answer) bool {
 	return false
 }
 
-// appendEphemeral writes ,"ephemeral":{"events":[…]} unless there is nothing to write.
+// appendEphemeral writes ,"ephemeral":{"events":[…]} unless there is nothing to write. In a room that the client does not know yet it is
+// there in any case: many a client reads it without looking whether it is.
 func (a *answer) appendEphemeral(b []byte, it *item) []byte {
 	f := &a.f.Room.Ephemeral
 	if !f.wantsRoom(it.id) {
@@ -312,7 +313,7 @@ func (a *answer) appendEphemeral(b []byte, it *item) []byte {
 	if f.wantsType("m.receipt") {
 		b = a.appendReceipts(b, it.receiptsFor(a), len(b) > none)
 	}
-	if len(b) == none {
+	if len(b) == none && !it.whole {
 		return b[:start]
 	}
 	return append(b, `]}`...)

@@ -2,6 +2,7 @@ package syncer
 
 import (
 	"context"
+	"fmt"
 	"strconv"
 
 	"parley.im/parley/server/matrix"
@@ -414,6 +415,9 @@ func (a *answer) appendStripped(ctx context.Context, b []byte, it *item, key str
 				b = append(b, ',')
 			}
 			b = e.AppendStripped(b)
+			if k.Type == "m.room.create" { // as in what other servers' invites give, so that clients can tell how old the room is
+				b = fmt.Appendf(b[:len(b)-1], `,"origin_server_ts":%d}`, e.OriginServerTS())
+			}
 		}
 	}
 	if member != nil {
