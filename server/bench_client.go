@@ -161,6 +161,8 @@ func (u *benchUser) sync(ctx context.Context, since string, timeout time.Duratio
 	query := url.Values{"timeout": {strconv.FormatInt(timeout.Milliseconds(), 10)}}
 	if since != "" {
 		query.Set("since", since)
+		// A reader that is slow for a moment may be more events behind than the 10 of most servers' default.
+		query.Set("filter", `{"room":{"timeline":{"limit":100}}}`)
 	}
 	answer := &benchSync{}
 	return answer, u.do(ctx, "GET", "/sync?"+query.Encode(), nil, answer)

@@ -245,7 +245,7 @@ func (a *answer) write(ctx context.Context) error {
 	if err := a.gather(ctx); err != nil {
 		return err
 	}
-	b := make([]byte, 0, 1024+len(a.items)*2048)
+	b := make([]byte, 0, a.size())
 	b = append(b, `{"next_batch":"`...)
 	b = a.to.append(b)
 	b = append(b, '"')
@@ -268,6 +268,23 @@ func (a *answer) write(ctx context.Context) error {
 	}
 	a.b = append(a.b, '}')
 	return nil
+}
+
+// size guesses how long the answer will be.
+func (a *answer) size() int {
+	n := 256
+	for i := range a.items {
+		n += 300
+		it := &a.items[i]
+		if it.whole || a.from.Pos < it.horizon {
+			n += 4096
+			continue
+		}
+		for _, e := range stretch(it.window, a.from.Pos, it.upTo) {
+			n += len(e.client) + 100
+		}
+	}
+	return n
 }
 
 func appendRaw(b []byte, list []json.RawMessage) []byte {

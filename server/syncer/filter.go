@@ -199,7 +199,7 @@ func wildcard(pattern, s string) bool {
 	return p == len(pattern)
 }
 
-// filters keeps stored filters, which never change, ready for use.
+// filters keeps filters ready for use: stored ones, which never change, and those of queries.
 type filters struct {
 	sync.Mutex
 	byID map[filterKey]*Filter
@@ -210,30 +210,41 @@ type filterKey struct {
 	id   string
 }
 
-// maxFilters bounds how many are kept.
-const maxFilters = 10_000
+const (
+	// maxFilters bounds how many are kept, maxKeptFilter how many bytes of JSON one of them has.
+	maxFilters    = 10_000
+	maxKeptFilter = 4096
+)
 
-// filter finds the filter of a query: an ID, or JSON.
+// filter finds the filter of a query: an ID, or JSON. It is shared and must not be changed.
 func (s *Service) filter(ctx context.Context, user matrix.UserID, q string) (*Filter, error) {
-	switch {
-	case q == "":
-		return &Filter{}, nil
-	case strings.HasPrefix(q, "{"):
-		return ParseFilter([]byte(q))
+	if len(q) > maxFilterBytes {
+		return nil, matrix.TooLarge("a filter may have %d bytes", maxFilterBytes)
 	}
+	inline := q == "" || q[0] == '{'
 	key := filterKey{user, q}
+	if inline {
+		key.user = "" // the same for everybody
+	}
 	s.filters.Lock()
 	f := s.filters.byID[key]
 	s.filters.Unlock()
 	if f != nil {
 		return f, nil
 	}
-	raw, err := s.o.Users.Filter(ctx, user, q)
-	if err != nil {
-		return nil, err
+	raw := []byte(q)
+	switch {
+	case q == "":
+		raw = []byte("{}")
+	case !inline:
+		var err error
+		if raw, err = s.o.Users.Filter(ctx, user, q); err != nil {
+			return nil, err
+		}
 	}
-	if f, err = ParseFilter(raw); err != nil {
-		return nil, err
+	f, err := ParseFilter(raw)
+	if err != nil || len(raw) > maxKeptFilter {
+		return f, err
 	}
 	s.filters.Lock()
 	defer s.filters.Unlock()
