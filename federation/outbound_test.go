@@ -21,6 +21,7 @@ import (
 	"parley.im/parley/server/syncer"
 	"parley.im/parley/server/user"
 	"parley.im/parley/storage"
+	"parley.im/parley/storage/storagetest"
 )
 
 // houseOf is a server with rooms, keys and a sender, as main builds it.
@@ -243,9 +244,11 @@ func TestRefusedTransactionsAreSentAgainWhenAsked(t *testing.T) {
 	bob.waitFor(t, "the message", func(got []matrix.EventID) bool { return slices.Contains(got, event) })
 }
 
-func TestSenderThatWasRestartedGoesOn(t *testing.T) {
+func TestSenderThatWasRestartedGoesOn(t *testing.T) { storagetest.Each(t, testRestart) }
+
+func testRestart(t *testing.T, db *storage.DB) {
 	a := newAuthority(t)
-	alice, bob := newHouse(t, a), newHouse(t, a)
+	alice, bob := newHouse(t, a, func(o *Options) { o.DB = db }), newHouse(t, a)
 	id := alice.create(t)
 	bob.join(t, id, "bob", alice)
 	first := alice.say(t, id, "alice", "first")
