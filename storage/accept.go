@@ -3,6 +3,7 @@ package storage
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"parley.im/parley/server/matrix"
 )
@@ -53,4 +54,20 @@ func (db *DB) InboundRooms(ctx context.Context) ([]matrix.RoomID, error) {
 	var rooms []matrix.RoomID
 	err := db.Read(ctx).Raw("SELECT DISTINCT room_id FROM inbound_events").Scan(&rooms).Error
 	return rooms, err
+}
+
+// MissingAmong picks the events that a room is known to lack: those that some event of its has among its prev_events.
+func (db *DB) MissingAmong(ctx context.Context, room int64, ids []matrix.EventID) (map[matrix.EventID]bool, error) {
+	missing := map[matrix.EventID]bool{}
+	for chunk := range slices.Chunk(ids, maxIn) {
+		var found []string
+		err := db.Read(ctx).Raw("SELECT DISTINCT event_id FROM missing_prev WHERE room = ? AND event_id IN ?", room, padded(chunk)).Scan(&found).Error
+		if err != nil {
+			return nil, fmt.Errorf("read missing events: %w", err)
+		}
+		for _, id := range found {
+			missing[matrix.EventID(id)] = true
+		}
+	}
+	return missing, nil
 }

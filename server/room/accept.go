@@ -330,6 +330,14 @@ func (u *update) accept(e *matrix.Event, how arrival) (added *storage.Event, ver
 	if err != nil {
 		return nil, nil, err
 	}
+	if !how.history && u.snap.row.Flags&storage.HasMissing != 0 {
+		// What others here follow on is history, even if it comes only now.
+		missing, err := u.s.o.DB.MissingAmong(u.ctx, u.room.Num, []matrix.EventID{e.ID()})
+		if err != nil {
+			return nil, nil, err
+		}
+		how.history = missing[e.ID()]
+	}
 	in := entry{event: e, before: before, history: how.history}
 	// 4. Passes authorization rules based on the event's auth events, otherwise it is rejected.
 	verdict, err = u.judgeByAuthEvents(e)

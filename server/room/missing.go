@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 
 	"parley.im/parley/server/matrix"
@@ -26,20 +27,21 @@ const (
 	maxAuthRounds = 10
 )
 
-// fillGap asks origin, and then other servers in the room, for the events between the room's tip and e, and takes them in. What cannot
-// be had is not an error: the caller looks whether the gap is closed.
+// fillGap asks origin for the events between the room's tip and e, and takes them in. Other servers in the room are asked only while nobody
+// answers: who sends an event knows what stands before it, and a server that makes up events must not have us pester others. What
+// cannot be had is not an error: the caller looks whether the gap is closed.
 // Spec v1.19 server-server-api/#backfilling-and-retrieving-missing-events
 func (s *Service) fillGap(ctx context.Context, origin matrix.ServerName, r *Room, e *matrix.Event) error {
 	for _, server := range s.whoToAsk(r, origin, e.Sender().Server()) {
-		events, err := s.askMissing(ctx, server, r, e)
-		if err != nil {
-			s.o.Log.Debug("ask for missing events", "room", r.ID, "server", server, "err", err)
+		events, asked := s.askMissing(ctx, server, r, e)
+		if asked != nil {
+			s.o.Log.Debug("ask for missing events", "room", r.ID, "server", server, "err", asked)
 		}
 		if err := s.pull(ctx, server, r, events, false); err != nil {
 			return err
 		}
 		missing, err := s.unknownPrevs(ctx, e)
-		if err != nil || len(missing) == 0 {
+		if err != nil || asked == nil || len(missing) == 0 {
 			return err
 		}
 	}
@@ -71,13 +73,18 @@ func (s *Service) askMissing(ctx context.Context, server matrix.ServerName, r *R
 	}
 	var all []*matrix.Event
 	seen := map[matrix.EventID]bool{e.ID(): true}
+	behind := map[matrix.EventID]bool{}
 	for range gapRounds {
 		raw, err := s.o.Remote.MissingEvents(ctx, server, r.ID, query)
 		if err != nil {
 			return all, err
 		}
+		parsed, err := s.notBehind(ctx, r, parseEvents(raw, r.Version, r.ID, gapLimit), behind)
+		if err != nil {
+			return all, err
+		}
 		var fresh []*matrix.Event
-		for _, got := range s.verifyEvents(ctx, parseEvents(raw, r.Version, r.ID, gapLimit)) {
+		for _, got := range s.verifyEvents(ctx, parsed) {
 			if !seen[got.ID()] {
 				seen[got.ID()] = true
 				fresh = append(fresh, got)
@@ -103,6 +110,28 @@ func (s *Service) askMissing(ctx context.Context, server matrix.ServerName, r *R
 		}
 	}
 	return all, nil
+}
+
+// notBehind leaves out events from before what we have of the room: a server that does not know our tip goes further back than the
+// gap reaches, past the point where we came in, and what lies there is history. behind gathers what is known to lie there.
+func (s *Service) notBehind(ctx context.Context, r *Room, events []*matrix.Event, behind map[matrix.EventID]bool) ([]*matrix.Event, error) {
+	ids := make([]matrix.EventID, len(events))
+	for i, e := range events {
+		ids[i] = e.ID()
+	}
+	missing, err := s.o.DB.MissingAmong(ctx, r.Num, ids)
+	if err != nil {
+		return nil, err
+	}
+	maps.Copy(behind, missing)
+	for _, e := range slices.Backward(byPrev(events)) { // those that follow come first
+		if behind[e.ID()] {
+			for _, id := range e.PrevEvents() {
+				behind[id] = true
+			}
+		}
+	}
+	return slices.DeleteFunc(events, func(e *matrix.Event) bool { return behind[e.ID()] }), nil
 }
 
 // pull takes in events that we have asked server for, oldest first. Their signatures have been checked. Where their prev_events are not
