@@ -23,7 +23,7 @@ export function watchNotifications(client: MatrixClient): () => void {
         if (!room || !data.liveEvent || document.hasFocus() || isMine(event) || !("Notification" in window) || !wanted()) return;
         if (!client.getPushActionsForEvent(event)?.notify) return;
         const voice = voiceOf(event);
-        const body = voice ? `🎙 ${duration(voice.duration)}${voice.transcript ? ` ${voice.transcript}` : ""}` : String(event.getContent().body ?? "");
+        const body = voice ? `▶ ${duration(voice.duration)}${voice.transcript ? ` ${voice.transcript}` : ""}` : String(event.getContent().body ?? "");
         const notification = new Notification(`${senderName(event)} – ${room.name}`, { body, tag: room.roomId });
         notification.onclick = () => {
             window.focus();

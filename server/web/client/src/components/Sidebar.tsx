@@ -99,7 +99,8 @@ function preview(event: ReturnType<typeof lastMessage> & {}): string {
     const voice = voiceOf(event);
     const who = isMine(event) ? t("room.you") : senderName(event);
     if (event.isRedacted()) return t("room.redacted");
-    if (voice) return `${who}: 🎙 ${duration(voice.duration)}`;
+    if (event.isDecryptionFailure()) return `${who}: …`;
+    if (voice) return `${who}: ▶ ${duration(voice.duration)}`;
     return `${who}: ${event.getContent().body ?? "…"}`;
 }
 
