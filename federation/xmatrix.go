@@ -24,8 +24,12 @@ type xMatrix struct {
 
 // header is the value to send. Names are lower case, without spaces or backslashes, as old servers want it.
 func (x xMatrix) header() string {
-	return fmt.Sprintf(`X-Matrix origin="%s",destination="%s",key="%s",sig="%s"`,
-		x.Origin, x.Destination, x.KeyID, base64.RawStdEncoding.EncodeToString(x.Signature))
+	destination := ""
+	if x.Destination != "" { // ours always have one
+		destination = fmt.Sprintf(`destination="%s",`, x.Destination)
+	}
+	return fmt.Sprintf(`X-Matrix origin="%s",%skey="%s",sig="%s"`,
+		x.Origin, destination, x.KeyID, base64.RawStdEncoding.EncodeToString(x.Signature))
 }
 
 // signXMatrix signs a request that will be sent to destination. uri is the escaped path with the query; content is
