@@ -92,12 +92,10 @@ func (s *Service) Sync(ctx context.Context, r Request) ([]byte, error) {
 		defer deadline.Stop()
 	}
 	for {
-		u, err := s.user(ctx, r.User)
+		wake, news, err := a.look(ctx)
 		if err != nil {
 			return nil, err
 		}
-		a.u = u
-		wake, news := a.plan()
 		if news || a.initial || r.FullState || deadline == nil {
 			if err := a.write(ctx); err != nil {
 				return nil, err
@@ -163,15 +161,30 @@ func (s *Service) catchUp(ctx context.Context) error {
 	}
 }
 
-// plan looks in memory for what is new, and reports whether anything may be. It holds the lock for as long as it takes to
-// copy; wake is closed when there is more.
-func (a *answer) plan() (wake <-chan struct{}, news bool) {
+// look finds out what may be new, and whether anything is; wake is closed when there is more.
+func (a *answer) look(ctx context.Context) (wake <-chan struct{}, news bool, err error) {
+	for {
+		if a.u, err = a.s.user(ctx, a.r.User); err != nil {
+			return nil, false, err
+		}
+		if wake, news, ok := a.plan(); ok {
+			return wake, news, nil
+		}
+	}
+}
+
+// plan looks in memory for what is new. It holds the lock for as long as it takes to copy. ok is false if what is kept for
+// the user has just been dropped: nobody would wake who waits there.
+func (a *answer) plan() (wake <-chan struct{}, news, ok bool) {
 	s, u := a.s, a.u
 	a.now = s.now()
 	a.nowMS = a.now.UnixMilli()
 	a.items, a.presence, a.strangers = a.items[:0], a.presence[:0], a.strangers[:0]
 	s.mu.RLock()
 	defer s.mu.RUnlock()
+	if s.users[u.id] != u {
+		return nil, false, false
+	}
 	a.to = Token{Pos: s.applied, Eph: s.eph, ToDevice: s.applied}
 	for id, ur := range u.rooms {
 		a.planRoom(id, ur)
@@ -187,7 +200,7 @@ func (a *answer) plan() (wake <-chan struct{}, news bool) {
 	a.planPresence()
 	news = len(a.items) > 0 || a.accountNews || a.toDeviceNews || a.devicesNews || a.keysNews || len(a.presence) > 0 || len(a.strangers) > 0
 	u.waiting.Store(true)
-	return u.wake, news
+	return u.wake, news, true
 }
 
 func (a *answer) planRoom(id matrix.RoomID, ur *userRoom) {

@@ -192,10 +192,9 @@ func (s *Service) DeviceListChanges(ctx context.Context, user matrix.UserID, fro
 		return nil, nil, err
 	}
 	a := &answer{s: s, r: &Request{User: user}, f: &Filter{}, since: since, from: since}
-	if a.u, err = s.user(ctx, user); err != nil {
+	if _, _, err := a.look(ctx); err != nil {
 		return nil, nil, err
 	}
-	a.plan()
 	if to != "" {
 		until, err := ParseToken(to)
 		if err != nil {

@@ -1,14 +1,20 @@
 package syncer
 
 import (
+	"context"
 	"fmt"
 	"maps"
 	"math/rand/v2"
 	"slices"
+	"strconv"
+	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"parley.im/parley/server/matrix"
 	"parley.im/parley/server/room"
+	"parley.im/parley/storage"
 )
 
 // follower is what a client knows from the answers it got.
@@ -133,4 +139,72 @@ func (w *world) describe(id string) string {
 		return err.Error()
 	}
 	return fmt.Sprintf("%s by %s at %d: %s", e.Type(), e.Sender(), e.Pos, e.Content())
+}
+
+func TestNothingIsLostOrDoubledWhileManyWriteAndWait(t *testing.T) {
+	each(t, func(w *world) {
+		people := []matrix.UserID{alice, bob, carol}
+		rooms := []matrix.RoomID{w.room(alice), w.room(bob)}
+		for _, id := range rooms {
+			w.join(id, people...)
+		}
+		const messages = 40 // of each person in each room
+		ctx, cancel := context.WithTimeout(w.ctx, time.Minute)
+		defer cancel()
+		var all sync.WaitGroup
+		for _, u := range people {
+			for _, device := range []matrix.DeviceID{"PHONE", "LAPTOP"} {
+				c := w.client(u)
+				c.Device = device
+				c.sync()
+				c.Timeout, c.Filter = time.Minute, `{"room":{"timeline":{"limit":100}}}`
+				all.Go(func() {
+					seen := map[matrix.RoomID][]string{}
+					for len(seen[rooms[0]]) < messages*len(people) || len(seen[rooms[1]]) < messages*len(people) {
+						raw, err := w.sync.Sync(ctx, c.Request)
+						if err != nil {
+							t.Errorf("%s %s: %v", u, device, err)
+							return
+						}
+						a := w.answered(raw)
+						c.Since = a.text("next_batch")
+						for _, id := range rooms {
+							if a.joined(id).at("timeline", "limited").v == true {
+								t.Errorf("%s %s has a gap", u, device)
+							}
+							seen[id] = append(seen[id], a.joined(id).bodies()...)
+						}
+					}
+					for _, id := range rooms {
+						next := map[string]int{}
+						for _, body := range seen[id] {
+							who, n, _ := strings.Cut(body, " ")
+							if n != strconv.Itoa(next[who]) {
+								t.Errorf("%s %s got %q, want number %d", u, device, body, next[who])
+								return
+							}
+							next[who]++
+						}
+					}
+				})
+			}
+		}
+		for _, u := range people {
+			all.Go(func() {
+				for i := range messages {
+					for _, id := range rooms {
+						_, err := w.rooms.Send(ctx, room.SendRequest{Room: id, Sender: u, Type: "m.room.message", Content: fmt.Appendf(nil, `{"body":"%s %d"}`, u, i)})
+						if err != nil {
+							t.Error(err)
+							return
+						}
+					}
+					if i%10 == 5 { // as if another process had written
+						w.sync.ring(storage.Commit{Position: w.db.Position(), Changes: []storage.Change{{Foreign: true}}})
+					}
+				}
+			})
+		}
+		all.Wait()
+	})
 }

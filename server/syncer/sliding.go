@@ -179,10 +179,10 @@ func (s *Service) SlidingSync(ctx context.Context, r SlidingRequest) ([]byte, er
 	for {
 		l := &sliding{body: &body, base: base}
 		l.answer = answer{s: s, r: &Request{User: r.User, Device: r.Device, UseStateAfter: true}, f: &Filter{}, initial: r.Pos == "", since: base.token, from: base.token}
-		if l.u, err = s.user(ctx, r.User); err != nil {
+		wake, _, err := l.look(ctx)
+		if err != nil {
 			return nil, err
 		}
-		wake, _ := l.plan()
 		out, empty, err := l.write(ctx)
 		if err != nil {
 			return nil, err

@@ -318,14 +318,13 @@ func (s *Service) UnreadRooms(ctx context.Context, user matrix.UserID) (int, err
 	if err := s.catchUp(ctx); err != nil {
 		return 0, err
 	}
-	var err error
-	if a.u, err = s.user(ctx, user); err != nil {
+	if _, _, err := a.look(ctx); err != nil {
 		return 0, err
 	}
+	var err error
 	if a.ignored, err = s.o.Users.Ignored(ctx, user); err != nil {
 		return 0, err
 	}
-	a.plan()
 	n := 0
 	for i := range a.items {
 		it := &a.items[i]
