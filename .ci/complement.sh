@@ -39,8 +39,6 @@ media:
   url_previews: true
 outgoing:
   allow_private_addresses: true
-keys:
-  names_for_servers: true
 federation:
   allow_private_addresses: true
   ca_file: "$ca/ca.crt"

@@ -284,7 +284,7 @@ func (k *Keys) queryHere(ctx context.Context, requester matrix.UserID, devices w
 		if ids := devices[d.User]; len(ids) > 0 && !slices.Contains(ids, d.Device) {
 			continue
 		}
-		if d.DisplayName != "" && (requester != "" || k.cfg.NamesForServers) {
+		if d.DisplayName != "" && requester != "" {
 			if d.Content, err = withName(d.Content, d.DisplayName); err != nil {
 				return err
 			}
@@ -529,11 +529,7 @@ func (k *Keys) LocalUserDevices(ctx context.Context, user matrix.UserID) (*UserD
 		return nil, err
 	}
 	for _, d := range devices {
-		shown := UserDevice{DeviceID: d.Device, Keys: d.Content}
-		if k.cfg.NamesForServers {
-			shown.DisplayName = d.DisplayName
-		}
-		answer.Devices = append(answer.Devices, shown)
+		answer.Devices = append(answer.Devices, UserDevice{DeviceID: d.Device, Keys: d.Content})
 	}
 	cross, err := k.db.CrossSigningKeys(ctx, []matrix.UserID{user}, "")
 	for _, c := range cross {

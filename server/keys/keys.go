@@ -29,8 +29,6 @@ type Config struct {
 	MaxInbox int `mapstructure:"max_inbox" yaml:"max_inbox"`
 	// RemoteTimeout bounds one query of another server when the client names no timeout.
 	RemoteTimeout time.Duration `mapstructure:"remote_timeout" yaml:"remote_timeout"`
-	// NamesForServers tells other servers, and so their users, the names that our users have given to their devices.
-	NamesForServers bool `mapstructure:"names_for_servers" yaml:"names_for_servers"`
 }
 
 // DefaultConfig is what holds where the file says nothing.
