@@ -40,7 +40,7 @@ var unstableFeatures = map[string]bool{
 	"uk.half-shot.msc2666.query_mutual_rooms":        true,
 	"uk.half-shot.msc2666.query_mutual_rooms.stable": true,
 	"org.matrix.e2e_cross_signing":                   true,
-	"org.matrix.label_based_filtering":               false,
+	"org.matrix.simplified_msc3575":                  true, // sliding sync, which Element X needs
 }
 
 func (a *api) versions(c *call) error {

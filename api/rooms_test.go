@@ -3,6 +3,7 @@ package api
 import (
 	"fmt"
 	"net/http/httptest"
+	"net/url"
 	"strings"
 	"testing"
 )
@@ -259,4 +260,37 @@ func TestSyncWhileRoomsAreMade(t *testing.T) {
 			}
 		}
 	}
+}
+
+// What Element X asks for: a list of rooms on one connection, encryption on another.
+func TestSlidingSyncIsServedWhereItIsAnnounced(t *testing.T) {
+	w := newWorld(t, quiet())
+	alice := w.person("alice")
+	features := alice.must(get, "/_matrix/client/versions", nil)["unstable_features"].(map[string]any)
+	if features["org.matrix.simplified_msc3575"] != true {
+		t.Fatalf("not announced: %v", features)
+	}
+	room := alice.must(post, "/createRoom", map[string]any{"name": "Kitchen"})["room_id"].(string)
+	alice.must(put, "/rooms/"+room+"/send/m.room.message/1", text("hello"))
+	path := "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync"
+	list := map[string]any{"conn_id": "room-list", "lists": map[string]any{"all": map[string]any{
+		"ranges": [][]int{{0, 19}}, "timeline_limit": 1, "required_state": [][]string{{"m.room.name", ""}, {"m.room.member", "$ME"}},
+	}}}
+	answer := alice.must(post, path+"?timeout=0", list)
+	got := answer["rooms"].(map[string]any)[room].(map[string]any)
+	if got["name"] != "Kitchen" || len(got["timeline"].([]any)) != 1 || len(got["required_state"].([]any)) != 2 {
+		t.Errorf("room: got %v", got)
+	}
+	alice.must(put, "/rooms/"+room+"/send/m.room.message/2", text("again"))
+	answer = alice.must(post, path+"?timeout=0&pos="+url.QueryEscape(answer["pos"].(string)), list)
+	if answer["rooms"].(map[string]any)[room] == nil {
+		t.Errorf("the new message is not told: %v", answer)
+	}
+	encryption := map[string]any{"conn_id": "encryption", "extensions": map[string]any{
+		"to_device": map[string]any{"enabled": true}, "e2ee": map[string]any{"enabled": true}}}
+	extensions := alice.must(post, path+"?timeout=0", encryption)["extensions"].(map[string]any)
+	if extensions["to_device"] == nil || extensions["e2ee"] == nil {
+		t.Errorf("extensions: got %v", extensions)
+	}
+	alice.refused(post, path+"?pos=nonsense", list, 400, "M_UNKNOWN_POS")
 }
