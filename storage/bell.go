@@ -1,6 +1,11 @@
 package storage
 
-import "parley.im/parley/server/matrix"
+import (
+	"maps"
+	"slices"
+
+	"parley.im/parley/server/matrix"
+)
 
 // Commit is what the bell tells after each commit that rang it.
 type Commit struct {
@@ -83,7 +88,7 @@ func (db *DB) ring(c Commit) {
 	l := &db.listeners
 	l.Lock()
 	defer l.Unlock()
-	for _, fn := range l.byID {
-		fn(c)
+	for _, id := range slices.Sorted(maps.Keys(l.byID)) { // who began to listen first hears first: lower floors before higher ones
+		l.byID[id](c)
 	}
 }

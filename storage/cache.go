@@ -72,3 +72,11 @@ func (c *cache[K, V]) add(key K, v cached[V]) {
 		c.old, c.young, c.used = c.young, map[K]cached[V]{}, 0
 	}
 }
+
+// clear forgets everything, because it may have changed elsewhere.
+func (c *cache[K, V]) clear() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.epoch++
+	c.young, c.old, c.used = map[K]cached[V]{}, nil, 0
+}

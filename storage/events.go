@@ -190,6 +190,9 @@ func (db *DB) Event(ctx context.Context, num int64) (*Event, error) {
 	return events[0], nil
 }
 
+// ForgetEvents empties the cache of events, because another process may have redacted some.
+func (db *DB) ForgetEvents() { db.events.clear() }
+
 // CachedEvent is the event of that number if it is in memory.
 func (db *DB) CachedEvent(num int64) (*Event, bool) { return db.events.get(num) }
 

@@ -15,6 +15,7 @@ func (b *batch) next(n int64) (int64, error) {
 			return 0, fmt.Errorf("take stream positions: %w", err)
 		}
 		b.locked, b.stored = true, b.position
+		b.foreign = b.foreign || b.position-n > b.db.position.Load()
 		return b.position - n + 1, nil
 	}
 	first := b.position + 1

@@ -123,6 +123,7 @@ type batch struct {
 	position int64 // last one given
 	stored   int64 // what the counter's row says in this transaction
 	locked   bool  // this transaction holds the counter
+	foreign  bool  // another process has taken positions since our last commit
 }
 
 func (db *DB) runBatch(jobs []*job) {
@@ -130,6 +131,9 @@ func (db *DB) runBatch(jobs []*job) {
 	err := b.run(jobs)
 	if err == nil {
 		commit := Commit{}
+		if b.foreign {
+			commit.Changes = append(commit.Changes, Change{Foreign: true})
+		}
 		if b.locked {
 			db.position.Store(b.position)
 		}

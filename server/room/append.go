@@ -122,7 +122,7 @@ func (s *Service) runJobs(r *Room, jobs []*job) {
 		return
 	}
 	for _, j := range jobs {
-		if j.err == nil {
+		if j.err == nil || errors.Is(j.err, storage.ErrMoved) {
 			j.err = err
 		}
 	}
@@ -136,7 +136,9 @@ func (s *Service) tryJobs(ctx context.Context, r *Room, jobs []*job, moved int) 
 			continue
 		}
 		before := *u
-		if j.err = call(j.fn, u); j.err != nil {
+		if j.err = call(j.fn, u); errors.Is(j.err, storage.ErrMoved) {
+			return j.err
+		} else if j.err != nil {
 			u.restore(before)
 		}
 	}

@@ -23,6 +23,8 @@ type Room struct {
 	snap atomic.Pointer[Snapshot]
 	pins atomic.Int32 // calls that keep it from being dropped; raised under Service.mu only
 	used atomic.Int64 // when it was asked for last, by Service.clock
+	// looked is the value of Service.elsewhere at which the room was last compared with the database.
+	looked atomic.Int64
 
 	mu    sync.Mutex // guards the two below
 	queue []*job     // functions that wait for their turn
@@ -90,7 +92,11 @@ func (s *Service) Room(ctx context.Context, id matrix.RoomID) (*Room, error) {
 // pin is Room, and keeps the room in memory until pins is lowered.
 func (s *Service) pin(ctx context.Context, id matrix.RoomID) (*Room, error) {
 	if r := s.loaded(id); r != nil {
-		if err := s.awaitStored(ctx, r); err != nil {
+		err := s.awaitStored(ctx, r)
+		if err == nil {
+			err = s.follow(ctx, r)
+		}
+		if err != nil {
 			r.pins.Add(-1)
 			return nil, err
 		}
@@ -98,6 +104,7 @@ func (s *Service) pin(ctx context.Context, id matrix.RoomID) (*Room, error) {
 	}
 	for {
 		epoch := s.epoch.Load()
+		looked := s.elsewhere.Load()
 		row, err := s.o.DB.RoomByID(ctx, id)
 		if errors.Is(err, storage.ErrNotFound) {
 			return nil, errNoRoom
@@ -110,9 +117,50 @@ func (s *Service) pin(ctx context.Context, id matrix.RoomID) (*Room, error) {
 			return nil, err
 		}
 		if r := s.adopt(row, snap, epoch); r != nil {
+			r.looked.CompareAndSwap(0, looked)
 			return r, nil
 		}
 	}
+}
+
+// hear is called by the bell. It only notes that another process has written.
+func (s *Service) hear(c storage.Commit) {
+	for i := range c.Changes {
+		if c.Changes[i].Foreign {
+			s.o.DB.ForgetEvents()
+			s.related.clear()
+			s.forgetUsers()
+			s.elsewhere.Store(c.Position)
+			return
+		}
+	}
+}
+
+// follow reads a room anew if another process has written to it since it was looked at last.
+func (s *Service) follow(ctx context.Context, r *Room) error {
+	elsewhere := s.elsewhere.Load()
+	if r.looked.Load() >= elsewhere {
+		return nil
+	}
+	row, err := s.o.DB.RoomByID(ctx, r.ID)
+	if errors.Is(err, storage.ErrNotFound) {
+		return nil // it is just being made
+	}
+	if err != nil {
+		return err
+	}
+	if snap := r.Snapshot(); row.Seq > snap.row.Seq || !snap.stored {
+		err = s.run(ctx, r, func(u *update) error {
+			if u.snap.stored && u.snap.row.Seq >= row.Seq {
+				return nil
+			}
+			return storage.ErrMoved
+		})
+	}
+	if err == nil {
+		r.looked.Store(elsewhere)
+	}
+	return err
 }
 
 var errNoRoom = matrix.NotFound("this server does not know that room")

@@ -62,6 +62,14 @@ func (c *related) fill(epoch int64, ids []matrix.EventID, found map[matrix.Event
 	}
 }
 
+// clear forgets everything, because it may have changed elsewhere.
+func (c *related) clear() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.epoch++
+	c.young, c.old = nil, nil
+}
+
 // commit takes in what was written. It runs on the writer's goroutine.
 func (c *related) commit(a *storage.RoomAppend, live []*storage.Event) {
 	if len(a.Relations) == 0 && len(a.Unrelated) == 0 && len(live) == 0 {
@@ -70,10 +78,8 @@ func (c *related) commit(a *storage.RoomAppend, live []*storage.Event) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, e := range live {
-		if e.Sender().Server() != "" && len(a.Unrelated) == 0 {
-			if _, ok := c.young[e.ID()]; !ok && e.TxnID != "" { // just made: nobody knew its ID before
-				c.put(e.ID(), nil)
-			}
+		if e.TxnID != "" { // just made here: nothing can relate to it yet
+			c.put(e.ID(), nil)
 		}
 	}
 	for _, list := range [][]storage.Relation{a.Relations, a.Unrelated} {

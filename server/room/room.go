@@ -92,6 +92,8 @@ type Service struct {
 
 	foreign foreign // see foreign.go
 
+	stopListening func()
+	elsewhere     atomic.Int64 // the stream position at which it was last noticed that another process has written
 }
 
 // New builds the rooms.
@@ -117,11 +119,13 @@ func New(o Options) *Service {
 	}
 	s := &Service{o: o, rooms: map[matrix.RoomID]*Room{}}
 	s.users.rooms = map[matrix.UserID][]storage.Membership{}
+	s.stopListening = o.DB.Listen(s.hear)
 	return s
 }
 
 // Close waits for work in the background.
 func (s *Service) Close() error {
+	s.stopListening()
 	s.foreign.inbound.close()
 	return nil
 }
