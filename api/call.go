@@ -113,6 +113,7 @@ func (c *call) checkToken(mayMiss bool) error {
 		return err
 	}
 	c.session = s
+	c.a.Users.Seen(s, c.ClientIP(), c.Request.UserAgent())
 	switch {
 	case s.Locked && !c.route.locked:
 		return matrix.UserLocked()

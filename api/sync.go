@@ -40,8 +40,6 @@ func (a *api) sync(c *call) error {
 	if err != nil {
 		return err
 	}
-	// What somebody has been told survives no crash better than what they asked for.
-	a.Users.Seen(c.session, c.ClientIP(), c.Request.UserAgent())
 	return c.replyRaw(a.Sync.Sync(c.ctx(), syncer.Request{
 		User:               c.userID(),
 		Device:             c.deviceID(),
@@ -65,7 +63,6 @@ func (a *api) slidingSync(c *call) error {
 	if err != nil {
 		return err
 	}
-	a.Users.Seen(c.session, c.ClientIP(), c.Request.UserAgent())
 	return c.replyRaw(a.Sync.SlidingSync(c.ctx(), syncer.SlidingRequest{
 		User: c.userID(), Device: c.deviceID(), Pos: c.Query("pos"), SetPresence: c.Query("set_presence"), Timeout: milliseconds(timeout), Body: body,
 	}))
