@@ -3,6 +3,7 @@ package api
 import (
 	"net/url"
 	"strconv"
+	"time"
 
 	"parley.im/parley/server/audio"
 	"parley.im/parley/server/matrix"
@@ -13,11 +14,13 @@ import (
 // voiceRoutes are what Parley adds for voice messages. docs/voice.md
 func (a *api) voiceRoutes() []route {
 	prefix, file := "/_matrix/client/unstable/im.parley.voice", "/{serverName}/{mediaId}"
-	played := prefix + "/rooms/{roomId}/played"
+	played, transcript := prefix+"/rooms/{roomId}/played", prefix+"/rooms/{roomId}/transcript/{eventId}"
 	all := []route{
 		{method: post, path: prefix + "/link" + file, handle: a.linkRecording, limit: limitMedia, suspended: true},
 		{method: get, path: played, handle: a.played, suspended: true},
 		{method: put, path: played + "/{eventId}", handle: a.setPlayed, limit: limitAccount, suspended: true},
+		{method: get, path: transcript, handle: a.transcript, suspended: true},
+		{method: put, path: transcript, handle: a.correctTranscript, limit: limitAccount, suspended: true},
 		{method: get, path: prefix + "/inbox", handle: a.voiceInbox, suspended: true},
 	}
 	for _, method := range []string{get, head} {
@@ -156,4 +159,63 @@ func (a *api) voiceInbox(c *call) error {
 		answer = append(answer, '"')
 	}
 	return c.replyJSON(append(answer, '}'))
+}
+
+// heard is an event that the asker may see.
+func (c *call) heard(a *api) (matrix.EventID, error) {
+	room, err := c.roomID()
+	if err != nil {
+		return "", err
+	}
+	id, err := c.eventID()
+	if err != nil {
+		return "", err
+	}
+	_, err = a.Rooms.VisibleEvent(c.ctx(), room, c.userID(), id)
+	return id, err
+}
+
+// maxTranscriptWait is how long a request may wait for a transcript.
+const maxTranscriptWait = 60_000 // ms
+
+// transcript tells what is said in a voice message, and waits for it if asked to.
+func (a *api) transcript(c *call) error {
+	id, err := c.heard(a)
+	if err != nil {
+		return err
+	}
+	wait, err := c.number("timeout", 0)
+	if err != nil {
+		return err
+	}
+	t, pending, err := a.Voice.Transcript(c.ctx(), id, time.Duration(min(max(wait, 0), maxTranscriptWait))*time.Millisecond)
+	if err != nil {
+		return err
+	}
+	if pending {
+		return c.reply(map[string]any{"pending": true})
+	}
+	return c.reply(voice.NewTranscriptBody(t))
+}
+
+// correctTranscript stores what the sender says is said.
+func (a *api) correctTranscript(c *call) error {
+	id, err := c.heard(a)
+	if err != nil {
+		return err
+	}
+	var body struct {
+		Text     *string `json:"text"`
+		Language string  `json:"language"`
+	}
+	if err := c.decode(&body); err != nil {
+		return err
+	}
+	if body.Text == nil {
+		return matrix.MissingParam("text is missing")
+	}
+	if err := a.Voice.CorrectTranscript(c.ctx(), c.userID(), id, *body.Text, body.Language); err != nil {
+		return err
+	}
+	return c.done()
 }

@@ -103,7 +103,9 @@ func build(ctx context.Context, cfg *Config, log *slog.Logger) (h *house, err er
 	h.media = media.New(media.Options{Config: cfg.Media, Server: server, DB: h.db, Blobs: blobs, Remote: h.client, PreviewClient: outside, Log: log})
 	h.closers = append(h.closers, h.media.Close)
 	h.rooms = room.New(room.Options{Config: cfg.Rooms, ServerName: server, DB: h.db, Key: key, Keys: h.client, Remote: h.client,
-		Profile: h.profile, UserExists: h.users.Exists, InviteAllowed: h.inviteAllowed, Log: log})
+		Profile: h.profile, UserExists: h.users.Exists, InviteAllowed: h.inviteAllowed, Log: log,
+		AudioUnsigned:     func(ctx context.Context, e *storage.Event) ([]byte, error) { return h.voice.Unsigned(ctx, e) },
+		SearchTranscripts: cfg.Voice.Transcripts.Endpoint != ""})
 	h.closers = append(h.closers, h.rooms.Close)
 	h.sender = federation.NewSender(h.client, h.rooms)
 	h.sync = syncer.New(syncer.Options{Config: cfg.Sync, ServerName: server, DB: h.db, Rooms: h.rooms, Users: h.users, Keys: h.keys, Push: h.push,
@@ -111,7 +113,8 @@ func build(ctx context.Context, cfg *Config, log *slog.Logger) (h *house, err er
 	h.closers = append(h.closers, h.sync.Close)
 	h.federation = federation.NewHandler(federation.HandlerOptions{Client: h.client, Rooms: h.rooms, Users: h.users,
 		Keys: h.keys, Media: h.media, Sync: h.sync, Version: version()})
-	h.voice = voice.New(voice.Options{Config: cfg.Voice, DB: h.db, Media: h.media, Log: log})
+	h.voice = voice.New(voice.Options{Config: cfg.Voice, DB: h.db, Media: h.media, Rooms: h.rooms, Client: speechClient(cfg.Voice.Transcripts.Endpoint), Log: log})
+	h.closers = append(h.closers, h.voice.Close)
 	h.api, err = api.New(cfg.ClientAPI, api.Deps{Voice: h.voice, ServerName: server, Users: h.users, Keys: h.keys, Push: h.push, Media: h.media,
 		Rooms: h.rooms, Sync: h.sync, DB: h.db, DefaultRoomVersion: cfg.Rooms.DefaultVersion, Log: log, Metrics: h.registry})
 	if err != nil {
@@ -149,6 +152,7 @@ func (h *house) background() []worker {
 		{"keys", h.keys.Run},
 		{"push", h.push.Run},
 		{"media", h.media.Run},
+		{"voice", h.voice.Run},
 		{"sync", h.sync.Run},
 		{"notify", newNotifier(h).run},
 		{"federation", h.sender.Run},

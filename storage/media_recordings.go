@@ -24,6 +24,11 @@ type Recording struct {
 // Duration is how long the recording plays.
 func (r Recording) Duration() time.Duration { return audio.Duration(r.Samples) }
 
+// DurationMS is how many milliseconds it plays, rounded, as messages have it.
+func (r Recording) DurationMS() int64 {
+	return (r.Samples*1000 + audio.SampleRate/2) / audio.SampleRate
+}
+
 // Recording tells what is known of a blob; it is ErrNotFound for what is no recording.
 func (db *DB) Recording(ctx context.Context, hash BlobHash) (Recording, error) {
 	r := Recording{Hash: hash}

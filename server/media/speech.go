@@ -11,7 +11,9 @@ import (
 
 // Fetch brings a file here, if it is another server's and is not here yet, and describes it once all of it is. Errors are
 // those of Open.
-func (r *Repository) Fetch(ctx context.Context, req Request) (storage.Media, error) { return r.complete(ctx, req) }
+func (r *Repository) Fetch(ctx context.Context, req Request) (storage.Media, error) {
+	return r.complete(ctx, req)
+}
 
 // WriteWAV decodes a recording of at most longest into a WAV file of 16 bits, one channel, 16 kHz, as speech recognition
 // wants it. The errors about the recording are those of [audio.Inspect]; storage.ErrNoBlob if it is gone.

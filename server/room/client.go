@@ -1,6 +1,7 @@
 package room
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -32,6 +33,13 @@ func (s *Service) appendClient(ctx context.Context, dst []byte, e *storage.Event
 	o := matrix.ClientOptions{OmitRoomID: r.OmitRoomID, Fields: r.Fields, HasAge: true, AgeMS: s.o.Now().UnixMilli() - e.OriginServerTS()}
 	if err := s.unsigned(ctx, &o, e, nil); err != nil {
 		return nil, err
+	}
+	if s.o.AudioUnsigned != nil && e.Type() == matrix.TypeMessage && bytes.Contains(e.Content(), []byte(`"m.audio"`)) {
+		more, err := s.o.AudioUnsigned(ctx, e)
+		if err != nil {
+			return nil, err
+		}
+		o.Unsigned = more
 	}
 	if e.TxnID != "" && e.Sender() == r.User && e.Device == r.Device {
 		o.TransactionID = e.TxnID

@@ -63,8 +63,13 @@ type Options struct {
 	// InviteAllowed asks whether user, of this server, takes invites of inviter; the error is a *matrix.Error that
 	// tells the inviter's side. nil: everyone takes all.
 	InviteAllowed func(ctx context.Context, user, inviter matrix.UserID, room matrix.RoomID) error
-	Log           *slog.Logger     // nil: slog.Default()
-	Now           func() time.Time // nil: time.Now
+	// AudioUnsigned gives what else goes into unsigned of an audio message when it is read again, as `"key":value`; nil: nothing.
+	// It is not asked as an event is committed.
+	AudioUnsigned func(ctx context.Context, e *storage.Event) ([]byte, error)
+	// SearchTranscripts has searches look into transcripts of voice messages too.
+	SearchTranscripts bool
+	Log               *slog.Logger     // nil: slog.Default()
+	Now               func() time.Time // nil: time.Now
 }
 
 // Profile is what a member event says of its user. Empty fields are left out.

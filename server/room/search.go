@@ -161,6 +161,11 @@ func (s *Service) matches(ctx context.Context, r Reader, q SearchRequest, keys, 
 		if err != nil {
 			return nil, err
 		}
+		have := len(found)
+		if found, err = s.spokenMatches(ctx, a, found, q, keys, words); err != nil {
+			return nil, err
+		}
+		spoken := found[have:]
 		at := lastPlace
 		for more := true; more && searched < maxSearched && len(found) < maxMatches; {
 			var events []*storage.Event
@@ -171,7 +176,7 @@ func (s *Service) matches(ctx context.Context, r Reader, q SearchRequest, keys, 
 			searched += scanStep
 			for _, e := range events {
 				rank := rankOf(e, keys, words)
-				if rank == 0 || !q.Filter.Allows(e.Event) {
+				if rank == 0 || !q.Filter.Allows(e.Event) || slices.ContainsFunc(spoken, func(m match) bool { return m.event.Num == e.Num }) {
 					continue
 				}
 				if ok, err := a.viewer.sees(ctx, e); err != nil {
@@ -180,6 +185,31 @@ func (s *Service) matches(ctx context.Context, r Reader, q SearchRequest, keys, 
 					found = append(found, match{e, a, rank})
 				}
 			}
+		}
+	}
+	return found, nil
+}
+
+// maxSpoken is how many transcripts of a room are looked at.
+const maxSpoken = 20_000
+
+// spokenMatches adds the voice messages of a room in which all words are said.
+func (s *Service) spokenMatches(ctx context.Context, a *access, found []match, q SearchRequest, keys, words []string) ([]match, error) {
+	if !s.o.SearchTranscripts || !slices.Contains(keys, "content.body") {
+		return found, nil
+	}
+	events, texts, err := s.o.DB.SearchTranscripts(ctx, a.room.Num, maxSpoken, func(text string) bool { return rankText(text, words) > 0 })
+	if err != nil {
+		return nil, err
+	}
+	for i, e := range events {
+		if len(found) >= maxMatches || e.RedactedBy != "" || !q.Filter.Allows(e.Event) {
+			continue
+		}
+		if ok, err := a.viewer.sees(ctx, e); err != nil {
+			return nil, err
+		} else if ok {
+			found = append(found, match{e, a, rankText(texts[i], words)})
 		}
 	}
 	return found, nil
@@ -222,19 +252,23 @@ func rankOf(e *storage.Event, keys, words []string) float64 {
 		if json.Unmarshal(content[name], &text) != nil {
 			continue
 		}
-		text = strings.ToLower(text)
-		covered := 0
-		for _, w := range words {
-			n := strings.Count(text, w)
-			if n == 0 {
-				covered = 0
-				break
-			}
-			covered += n * len(w)
-		}
-		best = max(best, float64(covered)/float64(len(text)+20))
+		best = max(best, rankText(text, words))
 	}
 	return best
+}
+
+// rankText is 0 if not all words are in a text, and greater the more of the text they make up.
+func rankText(text string, words []string) float64 {
+	text = strings.ToLower(text)
+	covered := 0
+	for _, w := range words {
+		n := strings.Count(text, w)
+		if n == 0 {
+			return 0
+		}
+		covered += n * len(w)
+	}
+	return float64(covered) / float64(len(text)+20)
 }
 
 // writeMatches puts a page of matches into the answer.

@@ -7,12 +7,14 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
+	"net/http"
 	"strings"
 	"time"
 
 	"parley.im/parley/server/audio"
 	"parley.im/parley/server/matrix"
 	"parley.im/parley/server/media"
+	"parley.im/parley/server/room"
 	"parley.im/parley/storage"
 )
 
@@ -22,15 +24,31 @@ type Options struct {
 	DB     *storage.DB
 	Media  *media.Repository
 	Log    *slog.Logger
+
+	// The rest is for transcripts, which there are none of without Rooms and Client.
+
+	Rooms *room.Service
+	// Client speaks to the speech service. It should reach nothing else, and follow no redirects.
+	Client *http.Client
+	// Now is time.Now if it is nil.
+	Now func() time.Time
 }
 
 // Service is the voice room of one server.
 type Service struct {
 	Options
+	transcriber
 }
 
-// New makes the service.
-func New(o Options) *Service { return &Service{Options: o} }
+// New makes the service. Run does what goes on in the background; Close is for those whose database lives on.
+func New(o Options) *Service {
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	s := &Service{Options: o}
+	s.transcriber.init(s)
+	return s
+}
 
 const (
 	typeMessage = "m.room.message"
@@ -102,7 +120,7 @@ type truth struct {
 }
 
 func (s *Service) correct(ctx context.Context, m map[string]json.RawMessage, file storage.Media, recording storage.Recording) (json.RawMessage, error) {
-	t := truth{(recording.Samples*1000 + audio.SampleRate/2) / audio.SampleRate, file.Size, audio.Container(recording.Container)}
+	t := truth{recording.DurationMS(), file.Size, audio.Container(recording.Container)}
 	info, sound := object(m["info"]), object(m["org.matrix.msc1767.audio"])
 	if s.Config.FalseClaims == RefuseClaims {
 		if err := t.check(info, sound); err != nil {
