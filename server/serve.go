@@ -12,7 +12,6 @@ import (
 	"net/http"
 	"net/http/pprof"
 	"os"
-	"runtime/debug"
 	"strings"
 	"sync"
 	"time"
@@ -42,11 +41,6 @@ func configPath(path string) string {
 }
 
 func commandServe(ctx context.Context, args []string, stdout, stderr io.Writer) error {
-	if os.Getenv("GOGC") == "" {
-		// The heap is small, so it would be collected often; twice the garbage is a few MiB and spares a third of the CPU
-		// time of deliveries to waiting clients.
-		debug.SetGCPercent(200)
-	}
 	flags := flag.NewFlagSet("parley", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	flags.Usage = func() { fmt.Fprint(stderr, usageText) }
