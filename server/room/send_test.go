@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -310,9 +311,11 @@ func TestAggregationsAreBundled(t *testing.T) {
 	ctx := t.Context()
 	room := create(t, s, CreateRequest{})
 	root := say(t, s, room, alice, "root")
+	now := time.Now()
 	send := func(typ, content string) matrix.EventID {
 		t.Helper()
-		id, err := s.Send(ctx, SendRequest{Room: room, Sender: alice, Type: typ, Content: json.RawMessage(strings.ReplaceAll(content, "ROOT", string(root)))})
+		now = now.Add(time.Millisecond) // of two edits of the same time, the one with the greater ID would hold
+		id, err := s.Send(ctx, SendRequest{Room: room, Sender: alice, Type: typ, Content: json.RawMessage(strings.ReplaceAll(content, "ROOT", string(root))), Time: now})
 		if err != nil {
 			t.Fatal(err)
 		}
