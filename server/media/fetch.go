@@ -56,6 +56,7 @@ func (f *fetch) run(wait time.Duration) {
 	defer cancel()
 	staged := f.staged
 	defer func() { staged.Discard() }()
+	counted := false
 	m, err := f.download(ctx, wait)
 	if err == nil {
 		recording, _ := r.inspect(staged, staged.Size()) // what is not well-formed is a file like others
@@ -67,6 +68,7 @@ func (f *fetch) run(wait time.Duration) {
 			}
 			return err
 		})
+		counted = recording != nil && err == nil
 	}
 	if err != nil {
 		r.Log.Debug("media not fetched", "server", f.uri.Server, "err", err)
@@ -75,6 +77,9 @@ func (f *fetch) run(wait time.Duration) {
 		f.started, f.done, f.err, f.media = true, true, remoteError(f.uri.Server, err), m
 		delete(r.fetches, f.uri)
 	})
+	if counted {
+		r.measureAhead(m.Hash)
+	}
 }
 
 // download asks the other server and writes what comes.
