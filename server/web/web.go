@@ -11,6 +11,7 @@ import (
 	"embed"
 	"encoding/base64"
 	"fmt"
+	"io"
 	"io/fs"
 	"mime"
 	"net/http"
@@ -28,13 +29,13 @@ const policy = "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-
 	"media-src 'self' blob:; connect-src 'self'; font-src 'self'; worker-src 'self' blob:; manifest-src 'self'; " +
 	"base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 
-// file is one embedded file, ready to be served.
+// file is one embedded file. Nothing of it is read before somebody asks for it, so that it takes no memory of an idle server.
 type file struct {
-	content     []byte
-	contentType string
-	etag        string
-	immutable   bool                  // its name changes with its content
-	compressed  func() ([]byte, bool) // by gzip, made when first asked for; false if that would not make it smaller
+	name       string
+	size       int64
+	tag        func() (string, error)
+	immutable  bool                   // its name changes with its content
+	compressed func() ([]byte, error) // by gzip; nil if that would not make it smaller
 }
 
 // Handler serves the web client at /. Whatever is not a file of it is answered by next.
@@ -53,7 +54,9 @@ func Handler(next http.Handler) (http.Handler, error) {
 			next.ServeHTTP(w, r)
 			return
 		}
-		f.serve(w, r)
+		if err := f.serve(w, r); err != nil {
+			http.Error(w, "the file cannot be read", http.StatusInternalServerError)
+		}
 	}), nil
 }
 
@@ -67,17 +70,12 @@ func load() (map[string]*file, error) {
 		if err != nil || entry.IsDir() {
 			return err
 		}
-		content, err := fs.ReadFile(dist, name)
+		info, err := entry.Info()
 		if err != nil {
 			return err
 		}
-		hash := sha256.Sum256(content)
-		f := &file{
-			content:     content,
-			contentType: contentType(name),
-			etag:        `"` + base64.RawURLEncoding.EncodeToString(hash[:12]) + `"`,
-			immutable:   strings.HasPrefix(name, "assets/"),
-		}
+		f := &file{name: "dist/" + name, size: info.Size(), immutable: strings.HasPrefix(name, "assets/")}
+		f.tag = sync.OnceValues(f.hash)
 		f.compressed = sync.OnceValues(f.compress)
 		all[name] = f
 		return nil
@@ -110,24 +108,55 @@ func contentType(name string) string {
 	return "application/octet-stream"
 }
 
-func (f *file) compress() ([]byte, bool) {
+// open gives the content. The files of an embed.FS can be read at any place.
+func (f *file) open() (io.ReadSeekCloser, error) {
+	opened, err := files.Open(f.name)
+	if err != nil {
+		return nil, err
+	}
+	return opened.(io.ReadSeekCloser), nil
+}
+
+func (f *file) hash() (string, error) {
+	content, err := f.open()
+	if err != nil {
+		return "", err
+	}
+	defer content.Close()
+	hash := sha256.New()
+	if _, err := io.Copy(hash, content); err != nil {
+		return "", err
+	}
+	return `"` + base64.RawURLEncoding.EncodeToString(hash.Sum(nil)[:12]) + `"`, nil
+}
+
+func (f *file) compress() ([]byte, error) {
+	content, err := f.open()
+	if err != nil {
+		return nil, err
+	}
+	defer content.Close()
 	var b bytes.Buffer
 	w, err := gzip.NewWriterLevel(&b, gzip.BestCompression)
 	if err != nil {
-		return nil, false
+		return nil, err
 	}
-	if _, err := w.Write(f.content); err != nil {
-		return nil, false
+	if _, err := io.Copy(w, content); err != nil {
+		return nil, err
 	}
-	if err := w.Close(); err != nil {
-		return nil, false
+	if err := w.Close(); err != nil || int64(b.Len()) > f.size*9/10 {
+		return nil, err
 	}
-	return b.Bytes(), b.Len() < len(f.content)*9/10
+	return bytes.Clone(b.Bytes()), nil
 }
 
-func (f *file) serve(w http.ResponseWriter, r *http.Request) {
+func (f *file) serve(w http.ResponseWriter, r *http.Request) error {
+	tag, err := f.tag()
+	if err != nil {
+		return err
+	}
 	h := w.Header()
-	h.Set("Content-Type", f.contentType)
+	h.Set("Content-Type", contentType(f.name))
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Content-Security-Policy", policy)
 	h.Set("Referrer-Policy", "no-referrer")
@@ -138,13 +167,24 @@ func (f *file) serve(w http.ResponseWriter, r *http.Request) {
 	if f.immutable {
 		h.Set("Cache-Control", "public, max-age=31536000, immutable")
 	}
-	content, etag := f.content, f.etag
 	if strings.Contains(r.Header.Get("Accept-Encoding"), "gzip") && r.Header.Get("Range") == "" {
-		if small, ok := f.compressed(); ok {
-			content, etag = small, strings.TrimSuffix(f.etag, `"`)+`-gzip"`
+		small, err := f.compressed()
+		if err != nil {
+			return err
+		}
+		if small != nil {
 			h.Set("Content-Encoding", "gzip")
+			h.Set("ETag", strings.TrimSuffix(tag, `"`)+`-gzip"`)
+			http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(small))
+			return nil
 		}
 	}
-	h.Set("ETag", etag)
-	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(content))
+	content, err := f.open()
+	if err != nil {
+		return err
+	}
+	defer content.Close()
+	h.Set("ETag", tag)
+	http.ServeContent(w, r, "", time.Time{}, content)
+	return nil
 }
