@@ -200,10 +200,6 @@ func (a *api) transcript(c *call) error {
 
 // correctTranscript stores what the sender says is said.
 func (a *api) correctTranscript(c *call) error {
-	id, err := c.heard(a)
-	if err != nil {
-		return err
-	}
 	var body struct {
 		Text     *string `json:"text"`
 		Language string  `json:"language"`
@@ -213,6 +209,10 @@ func (a *api) correctTranscript(c *call) error {
 	}
 	if body.Text == nil {
 		return matrix.MissingParam("text is missing")
+	}
+	id, err := c.heard(a)
+	if err != nil {
+		return err
 	}
 	if err := a.Voice.CorrectTranscript(c.ctx(), c.userID(), id, *body.Text, body.Language); err != nil {
 		return err
