@@ -184,8 +184,14 @@ func (db *DB) openSQLite(path string, readers int) error {
 	if db.write, err = gorm.Open(gormlite.OpenDB(pin), gormConfig(false)); err != nil {
 		return err
 	}
-	db.read, err = gorm.Open(gormlite.OpenDB(reader), gormConfig(true))
-	return err
+	if db.read, err = gorm.Open(gormlite.OpenDB(reader), gormConfig(true)); err != nil {
+		return err
+	}
+	if prepared, ok := db.read.ConnPool.(*gorm.PreparedStmtDB); ok {
+		db.read.ConnPool = &sureDB{prepared}
+		db.read.Statement.ConnPool = db.read.ConnPool
+	}
+	return nil
 }
 
 func (db *DB) openPostgreSQL(ctx context.Context, dsn string, readers int) error {
