@@ -483,10 +483,10 @@ func TestSpeechServiceThatFailsIsAskedAgainLater(t *testing.T) {
 		}, firstRetry},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := newStudio(t, storagetest.New(t), func(c *Config) { c.Transcripts.Timeout = 2 * time.Second })
+			s := newStudio(t, storagetest.New(t), func(c *Config) { c.Transcripts.Timeout = 20 * time.Second })
 			s.Client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 			if name == "time-out" {
-				s.Config.Transcripts.Timeout = 50 * time.Millisecond
+				s.Config.Transcripts.Timeout = time.Second // enough for the service to be reached on a busy machine
 			}
 			s.speech.before = c.answer
 			e := s.speak("")
@@ -509,7 +509,7 @@ func TestSpeechServiceThatFailsIsAskedAgainLater(t *testing.T) {
 			s.transcribeAll()
 			s.want(e, "pending", 1)
 			s.now = next
-			s.Config.Transcripts.Timeout = 10 * time.Second
+			s.Config.Transcripts.Timeout = 20 * time.Second
 			s.transcribeAll()
 			s.want(e, said(t, "speech.ogg"), 2)
 		})
