@@ -294,3 +294,13 @@ func TestSlidingSyncIsServedWhereItIsAnnounced(t *testing.T) {
 	}
 	alice.refused(post, path+"?pos=nonsense", list, 400, "M_UNKNOWN_POS")
 }
+
+func TestDelayedEventIsRefusedAndNotSentAtOnce(t *testing.T) {
+	w := newWorld(t, quiet())
+	alice := w.person("alice")
+	id := alice.must(post, "/createRoom", map[string]any{})["room_id"].(string)
+	for _, path := range []string{"/send/m.room.message/1", "/state/org.example/key"} {
+		alice.refused(put, "/rooms/"+id+path+"?org.matrix.msc4140.delay=8000", map[string]any{"body": "later"}, 400, "M_UNRECOGNIZED")
+	}
+	alice.refused(get, "/rooms/"+id+"/state/org.example/key", nil, 404, "M_NOT_FOUND")
+}

@@ -2,6 +2,7 @@ package api
 
 import (
 	"encoding/json"
+	"net/http"
 
 	"parley.im/parley/server/matrix"
 	"parley.im/parley/server/room"
@@ -35,6 +36,9 @@ func (a *api) sendEvent(c *call) error {
 	if err != nil {
 		return err
 	}
+	if err := c.refuseDelay(); err != nil {
+		return err
+	}
 	if content, err = a.Voice.Prepare(c.ctx(), c.Param("eventType"), content); err != nil {
 		return err
 	}
@@ -47,6 +51,17 @@ func (a *api) sendEvent(c *call) error {
 		return a.sendRedaction(c, r)
 	}
 	return c.sent(a.Rooms.Send(c.ctx(), r))
+}
+
+// refuseDelay refuses an event that is to be sent later (MSC4140), which is not supported: to send it at once would do the
+// opposite of what was asked for, such as leaving a call that has just begun.
+func (c *call) refuseDelay() error {
+	for _, name := range []string{"org.matrix.msc4140.delay", "org.matrix.msc4140.parent_delay_id"} {
+		if c.Query(name) != "" {
+			return matrix.Unrecognized("delayed events are not supported by this server").WithStatus(http.StatusBadRequest)
+		}
+	}
+	return nil
 }
 
 // sendRedaction is a redaction sent like any other event: from room version 11 on the content names the event.
@@ -85,6 +100,9 @@ func (a *api) setState(c *call) error {
 	}
 	content, err := c.object()
 	if err != nil {
+		return err
+	}
+	if err := c.refuseDelay(); err != nil {
 		return err
 	}
 	typ, key := c.Param("eventType"), c.Param("stateKey")
