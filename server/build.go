@@ -74,6 +74,10 @@ func build(ctx context.Context, cfg *Config, log *slog.Logger) (h *house, err er
 	if err != nil {
 		return nil, err
 	}
+	retired, err := loadRetiredKeys(cfg.DataDir, key.ID)
+	if err != nil {
+		return nil, err
+	}
 	if h.db, err = storage.Open(ctx, cfg.Database, log); err != nil {
 		return nil, fmt.Errorf("database: %w", err)
 	}
@@ -90,7 +94,7 @@ func build(ctx context.Context, cfg *Config, log *slog.Logger) (h *house, err er
 	if err != nil {
 		return nil, fmt.Errorf("outgoing.allow_addresses: %w", err)
 	}
-	h.client, err = federation.NewClient(ctx, federation.Options{Config: cfg.Federation, Server: server, Key: key, DB: h.db, Log: log, Metrics: h.registry})
+	h.client, err = federation.NewClient(ctx, federation.Options{Config: cfg.Federation, Server: server, Key: key, OldKeys: retired, DB: h.db, Log: log, Metrics: h.registry})
 	if err != nil {
 		return nil, err
 	}

@@ -23,6 +23,7 @@ usage: parley [-config FILE]           start the server
        parley check [-config FILE]     look whether this server is set up well
        parley dev [options]            start a world of federating servers for development
        parley bench -url URL …         measure any Matrix server
+       parley rotate-key [-config FILE]  give the server a new signing key
        parley version                  print the version
 
 Without -config the file parley.yaml in the current directory is read if there is one. Every option can also be
@@ -52,6 +53,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 			return commandDev(ctx, args[1:], stdout, stderr)
 		case "bench":
 			return commandBench(ctx, args[1:], stdout)
+		case "rotate-key":
+			return commandRotateKey(args[1:], stdout)
 		case "version":
 			fmt.Fprintln(stdout, "Parley", version())
 			return nil
