@@ -39,7 +39,7 @@ func (a *api) sendEvent(c *call) error {
 	if err := c.refuseDelay(); err != nil {
 		return err
 	}
-	if content, err = a.Voice.Prepare(c.ctx(), c.Param("eventType"), content); err != nil {
+	if content, err = a.Voice.Prepare(c.ctx(), id, c.userID(), c.Param("eventType"), content); err != nil {
 		return err
 	}
 	r := room.SendRequest{Room: id, Sender: c.userID(), Type: c.Param("eventType"), Content: content}

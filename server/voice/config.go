@@ -9,7 +9,8 @@ import (
 
 // Config is the section "voice" of the configuration file.
 type Config struct {
-	// MaxDuration is the longest voice message that users of this server may send; 0 is no limit.
+	// MaxDuration is the longest voice message that users of this server may send; 0 is no limit. A room may set a lower
+	// one with the state event im.parley.voice.limit.
 	MaxDuration time.Duration `mapstructure:"max_duration"`
 	// FalseClaims says what happens to a voice message whose claims about its file (duration, size, type) are wrong:
 	// "correct" puts them right, "refuse" refuses the message.

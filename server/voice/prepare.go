@@ -60,12 +60,13 @@ const (
 	maxPoints = 1024
 )
 
-// Prepare looks at the content of an event that one of our users is about to send, and returns what is to be sent: for a
-// voice message in clear whose file is here, with the duration, size, type and waveform that the file really has; for
-// everything else the content as it is. content must be a JSON object. Errors are M_TOO_LARGE (413) for a message over
-// the limit, M_INVALID_PARAM for false claims where they are refused and for a file that is no recording where that is
-// required.
-func (s *Service) Prepare(ctx context.Context, eventType string, content json.RawMessage) (json.RawMessage, error) {
+// Prepare looks at the content of an event that sender, one of our users, is about to send to a room, and returns what is to
+// be sent: for a voice message in clear whose file is here, with the duration, size, type and waveform that the file really
+// has; for everything else the content as it is. content must be a JSON object. Errors are M_TOO_LARGE (413) for a message
+// over the server's or the room's limit, M_INVALID_PARAM for false claims where they are refused and for a file that is no
+// recording where that is required. Whether the sender may send there is not looked into; for somebody who is not in the
+// room nothing is done.
+func (s *Service) Prepare(ctx context.Context, id matrix.RoomID, sender matrix.UserID, eventType string, content json.RawMessage) (json.RawMessage, error) {
 	// Nearly all events end here.
 	if eventType != typeMessage || !bytes.Contains(content, []byte(`"m.audio"`)) {
 		return content, nil
@@ -82,21 +83,35 @@ func (s *Service) Prepare(ctx context.Context, eventType string, content json.Ra
 	if err != nil {
 		return content, nil
 	}
+	limit, in, err := s.limit(ctx, id, sender)
+	if err != nil || !in {
+		return content, err
+	}
 	file, recording, err := s.Media.Recording(ctx, uri)
 	if matrix.ErrorCode(err) == "M_NOT_FOUND" {
 		if s.Config.RequireOpus && !file.Hash.IsZero() {
 			return nil, matrix.InvalidParam("the file of a voice message must be an Opus recording in Ogg, WebM or MP4")
 		}
-		return content, nil
+		return content, limit.check(claimed(m)) // nothing better is known
 	}
 	if err != nil {
 		return nil, fmt.Errorf("look up recording: %w", err)
 	}
-	if limit := s.Config.MaxDuration; limit > 0 && recording.Duration() > limit {
-		return nil, matrix.TooLarge("the voice message lasts %.1f seconds; at most %.0f are allowed",
-			recording.Duration().Seconds(), limit.Seconds())
+	if err := limit.check(recording.Duration()); err != nil {
+		return nil, err
 	}
 	return s.correct(ctx, m, file, recording)
+}
+
+// claimed is how long a message says that it lasts; 0 if it does not.
+func claimed(m map[string]json.RawMessage) time.Duration {
+	longest := 0.0
+	for _, part := range []string{"info", "org.matrix.msc1767.audio"} {
+		if ms, ok := number(object(m[part])["duration"]); ok {
+			longest = max(longest, ms)
+		}
+	}
+	return time.Duration(min(longest, maxPosition)) * time.Millisecond
 }
 
 // isVoice tells whether the flag is set that makes an audio message a voice message.

@@ -56,7 +56,7 @@ func voiceMessage(uri media.URI, more string) json.RawMessage {
 
 func prepare(t *testing.T, s *Service, content json.RawMessage) map[string]any {
 	t.Helper()
-	out, err := s.Prepare(t.Context(), "m.room.message", content)
+	out, err := s.Prepare(t.Context(), "!room:here.example", alice, "m.room.message", content)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -121,13 +121,13 @@ func TestOtherEventsStayAsTheyAre(t *testing.T) {
 		json.RawMessage(`{"msgtype":"m.audio","org.matrix.msc3245.voice":{},"url":"https://here.example/a"}`),
 		json.RawMessage(`{"msgtype":"m.audio","org.matrix.msc3245.voice":{},"url":7}`),
 	} {
-		got, err := s.Prepare(t.Context(), "m.room.message", content)
+		got, err := s.Prepare(t.Context(), "!room:here.example", alice, "m.room.message", content)
 		if err != nil || !bytes.Equal(got, content) {
 			t.Errorf("%s became %s, %v", content, got, err)
 		}
 	}
 	sticker := voiceMessage(uri, ``)
-	if got, err := s.Prepare(t.Context(), "m.sticker", sticker); err != nil || !bytes.Equal(got, sticker) {
+	if got, err := s.Prepare(t.Context(), "!room:here.example", alice, "m.sticker", sticker); err != nil || !bytes.Equal(got, sticker) {
 		t.Errorf("%s, %v", got, err)
 	}
 }
@@ -136,7 +136,7 @@ func TestLimitsOfVoiceMessages(t *testing.T) {
 	refused := func(change func(*Config), content func(*Service, media.URI) json.RawMessage, code string) {
 		t.Helper()
 		s, uri := newService(t, change)
-		if _, err := s.Prepare(t.Context(), "m.room.message", content(s, uri)); matrix.ErrorCode(err) != code {
+		if _, err := s.Prepare(t.Context(), "!room:here.example", alice, "m.room.message", content(s, uri)); matrix.ErrorCode(err) != code {
 			t.Errorf("got %v, want %s", err, code)
 		}
 	}
@@ -159,7 +159,7 @@ func BenchmarkPrepareText(b *testing.B) {
 	s := New(Options{})
 	content := json.RawMessage(`{"msgtype":"m.text","body":"` + strings.Repeat("text ", 20) + `"}`)
 	for b.Loop() {
-		if _, err := s.Prepare(b.Context(), "m.room.message", content); err != nil {
+		if _, err := s.Prepare(b.Context(), "!room:here.example", alice, "m.room.message", content); err != nil {
 			b.Fatal(err)
 		}
 	}
