@@ -326,29 +326,74 @@ func (s *Service) storeOutliers(ctx context.Context, room matrix.RoomID, version
 		e := known[id]
 		return eventOf(e), e != nil && e.Flags&storage.Rejected != 0
 	})
-	return s.storeJudged(ctx, room, version, verdicts)
+	return s.storeJudged(ctx, room, version, verdicts, nil)
 }
 
-func (s *Service) storeJudged(ctx context.Context, room matrix.RoomID, version *matrix.RoomVersion, verdicts []judged) error {
+// storeJudged stores those that could be judged, in writes of bounded size, and calls stored for each of them as it is in the database now, which
+// may be because it was there before. Events that are stored already are let be. stored may be nil; the verdicts are used up.
+func (s *Service) storeJudged(ctx context.Context, room matrix.RoomID, version *matrix.RoomVersion, verdicts []judged, stored func(*storage.Event)) error {
 	verdicts = slices.DeleteFunc(verdicts, func(j judged) bool { return errors.Is(j.err, errNoAuth) })
 	for chunk := range slices.Chunk(verdicts, outlierBatch) {
-		err := s.updateNew(ctx, room, version, func(u *update) error {
-			for _, j := range chunk {
-				in := entry{event: j.Event, flags: storage.Outlier}
-				if j.err != nil {
-					in.flags |= storage.Rejected
-				}
-				if _, err := u.append(in); err != nil {
-					return err
-				}
-			}
-			return nil
+		var all []*storage.Event
+		err := s.updateNew(ctx, room, version, func(u *update) (err error) {
+			all, err = u.appendOutliers(chunk)
+			return err
 		})
 		if err != nil {
 			return err
 		}
+		if stored != nil {
+			for _, e := range all {
+				stored(e)
+			}
+		}
+		clear(chunk) // so that no event is in memory for longer than it must
 	}
 	return nil
+}
+
+// appendOutliers adds judged events that are not here yet, and returns all as they are here.
+func (u *update) appendOutliers(verdicts []judged) ([]*storage.Event, error) {
+	ids := make([]matrix.EventID, len(verdicts))
+	for i, j := range verdicts {
+		ids[i] = j.ID()
+	}
+	all := make([]*storage.Event, 0, len(verdicts))
+	here := make(map[matrix.EventID]bool, len(verdicts))
+	if u.snap.stored || !u.room.Version.RoomIDIsCreateID {
+		known, err := u.s.o.DB.EventsByID(u.ctx, ids)
+		if err != nil {
+			return nil, err
+		}
+		for _, e := range known {
+			if e.RoomNum != u.room.Num {
+				return nil, fmt.Errorf("event %s belongs to another room", e.ID())
+			}
+			here[e.ID()] = true
+		}
+		all = append(all, known...)
+	}
+	for _, j := range verdicts {
+		switch e := u.fresh.byID[j.ID()]; {
+		case here[j.ID()]:
+			continue
+		case e != nil:
+			all = append(all, e)
+			continue
+		}
+		e := &storage.Event{Event: j.Event, RoomNum: u.room.Num, Flags: storage.Outlier}
+		if j.err != nil {
+			e.Flags |= storage.Rejected
+		}
+		var err error
+		if e.Num, err = u.s.o.DB.EventNums(u.ctx, 1); err != nil {
+			return nil, err
+		}
+		u.stage(e, true)
+		u.add.Roots = append(u.add.Roots, u.snap.Root)
+		all = append(all, e)
+	}
+	return all, nil
 }
 
 // knownAuth loads the auth events of events that are here, and the create event, from among them or from here.

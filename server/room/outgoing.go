@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"slices"
 	"sync"
 	"time"
 
@@ -223,113 +222,6 @@ func (s *Service) joinThrough(ctx context.Context, r JoinRequest, content json.R
 		return nil
 	}
 	return h.outcome(len(servers))
-}
-
-// joined takes in what server answered to our join.
-func (s *Service) joined(ctx context.Context, server matrix.ServerName, join *matrix.Event, answer SendJoinResponse) error {
-	if err := matrix.VerifyEvent(ctx, join, s.o.Keys); err != nil {
-		return err
-	}
-	if r, err := s.Room(ctx, join.RoomID()); err == nil && r.Snapshot().Joined() {
-		return s.takeLate(ctx, server, r, join)
-	}
-	if len(answer.State) > maxStateEvents || len(answer.AuthChain) > maxStateEvents {
-		return fmt.Errorf("a state of %d events with %d auth events", len(answer.State), len(answer.AuthChain))
-	}
-	version, room := join.Version(), join.RoomID()
-	state := parseEvents(answer.State, version, room, maxStateEvents)
-	all := parseEvents(slices.Concat(answer.State, answer.AuthChain), version, room, 2*maxStateEvents)
-	verified := s.verifyEvents(ctx, all)
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	create, err := createOf(state, verified, version)
-	if err != nil {
-		return err
-	}
-	known, _, err := s.knownAuth(ctx, room, version, verified)
-	if err != nil {
-		return err
-	}
-	verdicts := judge(byAuth(verified), create, func(id matrix.EventID) (*matrix.Event, bool) {
-		e := known[id]
-		return eventOf(e), e != nil && e.Flags&storage.Rejected != 0
-	})
-	if err := s.storeJudged(ctx, room, version, verdicts); err != nil {
-		return err
-	}
-	ids := make([]matrix.EventID, 0, len(state))
-	for _, e := range state {
-		if e.IsState() {
-			ids = append(ids, e.ID())
-		}
-	}
-	return s.startFrom(ctx, join, ids)
-}
-
-// createOf finds the one create event of a state and checks that it makes a room of the version.
-func createOf(state, verified []*matrix.Event, version *matrix.RoomVersion) (*matrix.Event, error) {
-	i := slices.IndexFunc(state, func(e *matrix.Event) bool { return e.Is(matrix.TypeCreate, "") })
-	if i < 0 || !slices.ContainsFunc(verified, func(e *matrix.Event) bool { return e.ID() == state[i].ID() }) {
-		return nil, errors.New("the state has no create event with a valid signature")
-	}
-	content := struct {
-		RoomVersion string `json:"room_version"`
-	}{"1"}
-	if err := json.Unmarshal(state[i].Content(), &content); err != nil || content.RoomVersion != version.ID {
-		return nil, fmt.Errorf("the room is said to have version %s, but was created with version %q", version, content.RoomVersion)
-	}
-	return state[i], nil
-}
-
-// startFrom makes the join the room's tip, with the stored events of state before it. What we had of the room before is
-// history.
-func (s *Service) startFrom(ctx context.Context, join *matrix.Event, state []matrix.EventID) error {
-	stored, err := s.o.DB.EventsByID(ctx, state)
-	if err != nil {
-		return err
-	}
-	return s.updateNew(ctx, join.RoomID(), join.Version(), func(u *update) error {
-		if u.snap.Joined() {
-			return errJoinedMeanwhile
-		}
-		var entries []storage.StateEntry
-		for _, e := range stored {
-			if e.RoomNum == u.room.Num && e.Flags&storage.Rejected == 0 {
-				entries = append(entries, storage.StateEntry{Type: e.Type(), Key: stateKey(e.Event), Num: e.Num})
-			}
-		}
-		before, err := s.o.DB.UpdateState(u.ctx, u.room.Num, storage.StateRoot{}, entries, &u.fresh.nodes)
-		if err != nil {
-			return err
-		}
-		u.startOver()
-		if u.snap.Create, err = s.stateEvent(u.ctx, u.room.Num, before, matrix.TypeCreate, "", u.fresh); err != nil {
-			return err
-		}
-		verdict, err := u.judgeByAuthEvents(join)
-		if err == nil && verdict == nil {
-			verdict, err = u.authorizeIn(join, before)
-		}
-		if err != nil {
-			return err
-		}
-		if verdict != nil {
-			return fmt.Errorf("the server let us in, but its state does not: %w", verdict)
-		}
-		u.handed = join.ID()
-		_, err = u.append(entry{event: join, before: before})
-		return err
-	})
-}
-
-// startOver forgets the tip, for a room that this server comes into, be it for the first time or again. The current state of last time
-// stays until the first event is appended, so that whose membership has changed meanwhile follows from the difference.
-func (u *update) startOver() {
-	u.snap.Tip, u.snap.Depth = nil, 0
-	if u.snap.Root.IsZero() { // an invite was all we had
-		u.snap.JoinedCount, u.snap.InvitedCount = 0, 0
-	}
 }
 
 // knockThrough knocks on a room that this server is not in. Spec v1.19 server-server-api/#knocking-upon-a-room

@@ -1,0 +1,265 @@
+package room
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"parley.im/parley/server/matrix"
+	"parley.im/parley/storage"
+)
+
+// A room is entered in steps, each of them in writes of bounded size, so that a large one does not hold up what others write: its
+// events as outliers, the nodes of its state, the rows of members of other servers, and last, in one write, the join with the room's tip
+// and current state. Only that makes this server take part. What an attempt that ended before that has left behind is found again or
+// written over by the next one.
+
+// joined takes in what server answered to our join.
+func (s *Service) joined(ctx context.Context, server matrix.ServerName, join *matrix.Event, answer SendJoinResponse) error {
+	if err := matrix.VerifyEvent(ctx, join, s.o.Keys); err != nil {
+		return err
+	}
+	if r, err := s.Room(ctx, join.RoomID()); err == nil && r.Snapshot().Joined() {
+		return s.takeLate(ctx, server, r, join)
+	}
+	if len(answer.State) > maxStateEvents || len(answer.AuthChain) > maxStateEvents {
+		return fmt.Errorf("a state of %d events with %d auth events", len(answer.State), len(answer.AuthChain))
+	}
+	version, room := join.Version(), join.RoomID()
+	events := s.verifyEvents(ctx, parseEvents(answer.State, version, room, maxStateEvents))
+	inState := make(map[matrix.EventID]bool, len(events))
+	for _, e := range events {
+		inState[e.ID()] = e.IsState()
+	}
+	create, err := createOf(events, version)
+	if err != nil {
+		return err
+	}
+	chain := parseEvents(answer.AuthChain, version, room, maxStateEvents)
+	chain = slices.DeleteFunc(chain, func(e *matrix.Event) bool { _, ok := inState[e.ID()]; return ok })
+	verified := append(events, s.verifyEvents(ctx, chain)...)
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	known, _, err := s.knownAuth(ctx, room, version, verified)
+	if err != nil {
+		return err
+	}
+	verdicts := judge(byAuth(verified), create, func(id matrix.EventID) (*matrix.Event, bool) {
+		e := known[id]
+		return eventOf(e), e != nil && e.Flags&storage.Rejected != 0
+	})
+	var state []stateEvent
+	err = s.storeJudged(ctx, room, version, verdicts, func(e *storage.Event) {
+		if inState[e.ID()] && e.Flags&storage.Rejected == 0 {
+			state = append(state, stateEventOf(e))
+		}
+	})
+	if err != nil {
+		return err
+	}
+	return s.startFrom(ctx, join, state)
+}
+
+// createOf finds the one create event of a state, whose signatures have been checked, and checks that it makes a room of the version.
+func createOf(state []*matrix.Event, version *matrix.RoomVersion) (*matrix.Event, error) {
+	i := slices.IndexFunc(state, func(e *matrix.Event) bool { return e.Is(matrix.TypeCreate, "") })
+	if i < 0 {
+		return nil, errors.New("the state has no create event with a valid signature")
+	}
+	content := struct {
+		RoomVersion string `json:"room_version"`
+	}{"1"}
+	if err := json.Unmarshal(state[i].Content(), &content); err != nil || content.RoomVersion != version.ID {
+		return nil, fmt.Errorf("the room is said to have version %s, but was created with version %q", version, content.RoomVersion)
+	}
+	return state[i], nil
+}
+
+// stateEvent is what must be known of a stored event to make it part of a state.
+type stateEvent struct {
+	storage.StateEntry
+	membership string // of a member event
+}
+
+// stateEventOf keeps nothing of e in memory.
+func stateEventOf(e *storage.Event) stateEvent {
+	se := stateEvent{StateEntry: storage.StateEntry{Type: strings.Clone(e.Type()), Key: strings.Clone(stateKey(e.Event)), Num: e.Num}}
+	if se.Type == matrix.TypeMember {
+		se.Type, se.membership = matrix.TypeMember, strings.Clone(e.Membership())
+	}
+	return se
+}
+
+// startFrom makes the join the room's tip, with the stored events of state before it. What we had of the room before is
+// history.
+func (s *Service) startFrom(ctx context.Context, join *matrix.Event, state []stateEvent) error {
+	r, err := s.pin(ctx, join.RoomID())
+	if err != nil {
+		return err
+	}
+	defer r.pins.Add(-1)
+	in, err := s.stageEntrance(ctx, r, state)
+	if errors.Is(err, storage.ErrMoved) {
+		return errJoinedMeanwhile
+	}
+	if err != nil {
+		return err
+	}
+	return s.run(ctx, r, func(u *update) error { return u.enter(join, in) })
+}
+
+// entrance is a state that is ready to be that before our join: its nodes are stored, and the rows of members of other servers are
+// as it says.
+type entrance struct {
+	room            int64
+	root            storage.StateRoot
+	servers         map[matrix.ServerName]int // how many are joined
+	joined, invited int
+	local           map[matrix.UserID]storage.MemberRow // members of this server
+}
+
+// stageEntrance makes ready what can be written before the room is entered. The error is storage.ErrMoved if it has been entered meanwhile.
+func (s *Service) stageEntrance(ctx context.Context, r *Room, state []stateEvent) (*entrance, error) {
+	in := &entrance{room: r.Num, servers: map[matrix.ServerName]int{}, local: map[matrix.UserID]storage.MemberRow{}}
+	entries := make([]storage.StateEntry, len(state))
+	members := map[matrix.UserID]storage.MemberRow{}
+	for i := range state {
+		entries[i] = state[i].StateEntry
+		if state[i].Type == matrix.TypeMember {
+			user := matrix.UserID(state[i].Key)
+			members[user] = storage.MemberRow{User: user, Membership: state[i].membership, Num: state[i].Num}
+		}
+	}
+	var nodes storage.StateNodes
+	var err error
+	if in.root, err = s.o.DB.UpdateState(ctx, r.Num, storage.StateRoot{}, entries, &nodes); err != nil {
+		return nil, err
+	}
+	if err := s.o.DB.StageNodes(ctx, r.Num, &nodes); err != nil {
+		return nil, err
+	}
+	for user, m := range members {
+		in.count(m)
+		if user.Server() == s.o.ServerName {
+			in.local[user] = m
+			delete(members, user)
+		}
+	}
+	// The rows may be of an earlier stay or of an attempt that was not finished. Only what differs is written.
+	var changes []storage.MemberChange
+	change := func(m storage.MemberRow) {
+		c := storage.MemberChange{Membership: storage.Membership{Room: r.ID, RoomNum: r.Num, User: m.User, Membership: m.Membership, Num: m.Num}}
+		changes = append(changes, c)
+	}
+	err = s.o.DB.MemberRows(ctx, r.Num, func(row storage.MemberRow) {
+		m, ok := members[row.User]
+		switch {
+		case row.User.Server() == s.o.ServerName:
+		case !ok && row.Membership != matrix.Leave:
+			change(storage.MemberRow{User: row.User, Membership: matrix.Leave})
+		case m == row:
+			delete(members, row.User)
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	for m := range maps.Values(members) {
+		change(m)
+	}
+	return in, s.o.DB.StageMembers(ctx, r.Num, r.Snapshot().row.Tip, changes)
+}
+
+func (in *entrance) count(m storage.MemberRow) {
+	switch m.Membership {
+	case matrix.Join:
+		in.joined++
+		in.servers[m.User.Server()]++
+	case matrix.Invite:
+		in.invited++
+	}
+}
+
+// enter makes the join the tip of a room that this server is not in, in a state that was made ready.
+func (u *update) enter(join *matrix.Event, in *entrance) error {
+	if u.snap.Joined() || u.room.Num != in.room {
+		return errJoinedMeanwhile
+	}
+	if err := u.changeLocal(join, in); err != nil {
+		return err
+	}
+	u.startOver(in)
+	if err := u.s.decode(u.ctx, &u.snap, u.fresh); err != nil {
+		return err
+	}
+	verdict, err := u.judgeByAuthEvents(join)
+	if err == nil && verdict == nil {
+		verdict, err = u.authorizeIn(join, in.root)
+	}
+	if err != nil {
+		return err
+	}
+	if verdict != nil {
+		return fmt.Errorf("the server let us in, but its state does not: %w", verdict)
+	}
+	u.handed = join.ID()
+	_, err = u.append(entry{event: join, before: in.root})
+	return err
+}
+
+// changeLocal notes how the members of this server stand to a room that it enters: as its state says, or out if the state that we knew had
+// them and this one has not. Others whose row says something have it from elsewhere, such as from an invite that the state does not know yet.
+func (u *update) changeLocal(join *matrix.Event, in *entrance) error {
+	rows, err := u.s.o.DB.RoomMembers(u.ctx, u.room.Num, u.s.o.ServerName, "")
+	if err != nil {
+		return err
+	}
+	change := func(m storage.MemberRow) {
+		if string(m.User) == stateKey(join) {
+			return // follows from the join itself
+		}
+		u.add.Members = append(u.add.Members, storage.MemberChange{Membership: storage.Membership{
+			Room: u.room.ID, RoomNum: u.room.Num, User: m.User, Membership: m.Membership, Num: m.Num}})
+	}
+	same := map[matrix.UserID]bool{}
+	for _, row := range rows {
+		m, ok := in.local[row.User]
+		if ok {
+			same[row.User] = m.Num == row.Num && m.Membership == row.Membership
+			continue
+		}
+		old, err := u.s.stateEvent(u.ctx, u.room.Num, u.snap.Root, matrix.TypeMember, string(row.User), u.fresh)
+		if err != nil {
+			return err
+		}
+		if old != nil && old.Num == row.Num {
+			change(storage.MemberRow{User: row.User, Membership: matrix.Leave})
+		}
+	}
+	for user, m := range in.local {
+		if !same[user] {
+			change(m)
+		}
+	}
+	return nil
+}
+
+// startOver puts the state in which the room is entered in the place of what was known of it. add.OldRoot stays, so that
+// the position at which the state changed is noted.
+func (u *update) startOver(in *entrance) {
+	u.snap.Tip, u.snap.Depth = nil, 0
+	u.snap.Root = in.root
+	u.snap.Servers, u.snap.JoinedCount, u.snap.InvitedCount = maps.Clone(in.servers), in.joined, in.invited
+	u.snap.Local = map[matrix.UserID]int64{}
+	for user, m := range in.local {
+		if m.Membership == matrix.Join {
+			u.snap.Local[user] = m.Num
+		}
+	}
+	u.dirty = true
+}
