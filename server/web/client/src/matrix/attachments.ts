@@ -1,4 +1,4 @@
-import type { MatrixClient } from "matrix-js-sdk";
+import { Method, type MatrixClient } from "matrix-js-sdk";
 
 /** What an event says about an encrypted file. Spec v1.19 client-server-api/#extensions-to-mroommessage-msgtypes */
 export interface EncryptedFile {
@@ -72,4 +72,17 @@ export async function download(client: MatrixClient, content: Record<string, any
     if (!answer.ok) throw new Error(`the server answered ${answer.status}`);
     if (!file) return answer.blob();
     return new Blob([await decrypt(await answer.arrayBuffer(), file)], { type });
+}
+
+/**
+ * An address of a file in clear that an <audio> element can fetch parts of without an access token, for an hour. A container
+ * (ogg, webm, mp4) asks for the recording in that one. docs/voice.md
+ */
+export async function mediaLink(client: MatrixClient, mxc: string, container?: string): Promise<string> {
+    const [, server, id] = /^mxc:\/\/([^/]+)\/([^/]+)$/.exec(mxc) ?? [];
+    if (!id) throw new Error("the message has no file");
+    const path = `/link/${encodeURIComponent(server)}/${encodeURIComponent(id)}`;
+    const prefix = "/_matrix/client/unstable/im.parley.voice";
+    const answer = await client.http.authedRequest<{ path: string }>(Method.Post, path, container ? { container } : {}, {}, { prefix });
+    return answer.path;
 }

@@ -1,11 +1,16 @@
 import { signal } from "@preact/signals";
 import type { MatrixEvent } from "matrix-js-sdk";
-import { download } from "../matrix/attachments";
+import { download, mediaLink } from "../matrix/attachments";
 import { me } from "../matrix/session";
 import { played } from "./played";
 
 export const speeds = [1, 1.5, 2, 0.5];
 const speedKey = "parley.speed";
+
+/** The container in which this browser plays Opus; first the one that has an index, with which a jump costs one request. */
+function playable(): string | undefined {
+    return ["mp4", "ogg", "webm"].find((container) => document.createElement("audio").canPlayType(`audio/${container}; codecs=opus`));
+}
 
 /** Plays one voice message at a time, remembers where one stopped, and goes on to the next that was not played. */
 class Player {
@@ -25,7 +30,7 @@ class Player {
     #ticker = 0;
 
     constructor() {
-        this.#audio.preload = "auto";
+        this.#audio.preload = "metadata"; // of a long message, only what is played is fetched
         this.#audio.addEventListener("ended", () => this.#ended());
         this.#audio.addEventListener("pause", () => this.#stopped());
         this.#audio.addEventListener("playing", () => {
@@ -60,7 +65,7 @@ class Player {
     async play(event: MatrixEvent, next: (event: MatrixEvent) => MatrixEvent | undefined = () => undefined): Promise<void> {
         this.#next = next;
         try {
-            if (this.current.value?.getId() !== event.getId()) await this.#load(event);
+            if (this.current.value?.getId() !== event.getId() || this.failed.value === event.getId()) await this.#load(event);
             this.#audio.playbackRate = this.speed.value;
             await this.#audio.play();
             played.markPlayed(event);
@@ -77,14 +82,42 @@ class Player {
         this.failed.value = null;
         this.loading.value = true;
         this.position.value = played.position(event);
+        await this.#open(event);
+        this.loading.value = false;
+    }
+
+    /**
+     * Opens a recording: by a link, of which the browser fetches the parts that it plays; from memory if it is encrypted or the
+     * browser cannot play what the link leads to.
+     */
+    async #open(event: MatrixEvent): Promise<void> {
         const content = event.getContent();
+        for (const container of content.file ? [] : [playable(), undefined]) {
+            try {
+                await this.#source(event, await mediaLink(me(), content.url, container));
+                return;
+            } catch (error) {
+                if (this.current.value !== event) throw error;
+            }
+        }
         const blob = await download(me(), content, content.info?.mimetype ?? "audio/ogg");
+        const url = URL.createObjectURL(blob);
+        await this.#source(event, url);
+        this.#url = url;
+    }
+
+    /** Makes the audio element play from an address, and waits until it knows what it has there. */
+    async #source(event: MatrixEvent, url: string): Promise<void> {
         if (this.current.value !== event) throw new DOMException("another message was chosen", "AbortError");
         if (this.#url) URL.revokeObjectURL(this.#url);
-        this.#url = URL.createObjectURL(blob);
-        this.#audio.src = this.#url;
+        this.#url = undefined;
+        const known = new Promise<void>((resolve, reject) => {
+            this.#audio.onloadedmetadata = () => resolve();
+            this.#audio.onerror = () => reject(new Error(this.#audio.error?.message ?? "cannot be played"));
+        });
+        this.#audio.src = url;
         this.#audio.currentTime = this.position.value / 1000;
-        this.loading.value = false;
+        await known.finally(() => (this.#audio.onloadedmetadata = this.#audio.onerror = null));
     }
 
     pause(): void {
