@@ -137,10 +137,12 @@ func (s *Service) sortOut(ctx context.Context, origin matrix.ServerName, room ma
 			late = append(late, e)
 			continue
 		}
-		if slices.ContainsFunc(e.AuthEvents(), func(id matrix.EventID) bool { return !coming[id] }) {
-			if err := s.fetchAuth(ctx, origin, r, e); err != nil {
-				return nil, events, err
-			}
+		auth := slices.DeleteFunc(slices.Clone(e.AuthEvents()), func(id matrix.EventID) bool { return coming[id] })
+		if auth, err = s.notHere(ctx, auth); err == nil && len(auth) > 0 {
+			err = s.fetchAuth(ctx, origin, r, e)
+		}
+		if err != nil {
+			return nil, events, err
 		}
 		coming[e.ID()] = true
 		now = append(now, e)

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -407,5 +408,18 @@ func TestAGapThatCannotBeFilledIsAskedForAgainWithTheNextEvent(t *testing.T) {
 	two.get("one", one.say(room, "@alice:one", "fourth"))
 	if diff := cmp.Diff([]string{"missed", "second", "third", "fourth"}, two.timeline(room)); diff != "" {
 		t.Error(diff)
+	}
+}
+
+func TestAuthEventsThatComeAlongAreNotAskedFor(t *testing.T) {
+	w := newWorld(t, "one", "two")
+	one, two := w.at("one"), w.at("two")
+	room := one.newRoom("@alice:one", "11", "public")
+	two.join(room, "@bob:two", "one")
+	join := one.set(room, "@carl:one", matrix.TypeMember, "@carl:one", `{"membership":"join"}`)
+	said := one.say(room, "@carl:one", "hello")
+	two.get("one", join, said)
+	if got := two.timeline(room); !slices.Equal(got, []string{"hello"}) || w.count("event_auth one") > 0 {
+		t.Errorf("got %q, asked %v", got, w.asked)
 	}
 }
