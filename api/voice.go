@@ -19,6 +19,7 @@ func (a *api) voiceRoutes() []route {
 		{method: post, path: prefix + "/link" + file, handle: a.linkRecording, limit: limitMedia, suspended: true},
 		{method: get, path: played, handle: a.played, suspended: true},
 		{method: put, path: played + "/{eventId}", handle: a.setPlayed, limit: limitAccount, suspended: true},
+		{method: get, path: played + "_by", handle: a.playedBy, suspended: true},
 		{method: get, path: transcript, handle: a.transcript, suspended: true},
 		{method: put, path: transcript, handle: a.correctTranscript, limit: limitAccount, suspended: true},
 		{method: get, path: prefix + "/inbox", handle: a.voiceInbox, suspended: true},
@@ -99,6 +100,33 @@ func (a *api) played(c *call) error {
 	events, err := a.Voice.Played(c.ctx(), c.userID(), room)
 	if err != nil {
 		return err
+	}
+	return c.reply(map[string]any{"events": events})
+}
+
+// playedBy tells who has played what the asker sent to a room.
+func (a *api) playedBy(c *call) error {
+	room, err := c.roomID()
+	if err != nil {
+		return err
+	}
+	receipts, err := a.Voice.PlayedBy(c.ctx(), c.userID(), room)
+	if err != nil {
+		return err
+	}
+	ignored, err := a.Users.Ignored(c.ctx(), c.userID())
+	if err != nil {
+		return err
+	}
+	events := map[matrix.EventID]map[matrix.UserID]any{}
+	for _, r := range receipts {
+		if ignored[r.User] {
+			continue
+		}
+		if events[r.Event] == nil {
+			events[r.Event] = map[matrix.UserID]any{}
+		}
+		events[r.Event][r.User] = map[string]int64{"ts": r.TS}
 	}
 	return c.reply(map[string]any{"events": events})
 }
@@ -195,7 +223,7 @@ func (a *api) transcript(c *call) error {
 	if pending {
 		return c.reply(map[string]any{"pending": true})
 	}
-	return c.reply(voice.NewTranscriptBody(t))
+	return c.reply(t)
 }
 
 // correctTranscript stores what the sender says is said.

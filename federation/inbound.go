@@ -24,6 +24,7 @@ import (
 	"parley.im/parley/server/room"
 	"parley.im/parley/server/syncer"
 	"parley.im/parley/server/user"
+	"parley.im/parley/server/voice"
 )
 
 // maxPerServer bounds the requests of one server that are worked on at the same time.
@@ -37,6 +38,7 @@ type HandlerOptions struct {
 	Keys   *keys.Keys
 	Media  *media.Repository
 	Sync   *syncer.Service
+	Voice  *voice.Service
 	// Version is what GET /version tells.
 	Version string
 }

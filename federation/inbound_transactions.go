@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"parley.im/parley/server/matrix"
+	"parley.im/parley/storage"
 )
 
 // Limits of a transaction. Spec v1.19 server-server-api/#transactions
@@ -164,6 +165,8 @@ func (h *handler) durableEDU(typ string) receiver {
 		return h.Keys.ReceiveDeviceListUpdate
 	case "m.signing_key_update", "org.matrix.signing_key_update":
 		return h.Keys.ReceiveSigningKeyUpdate
+	case storage.PlayedType:
+		return h.receivePlayed
 	}
 	return nil
 }
@@ -205,6 +208,20 @@ func (h *handler) receiveTyping(ctx context.Context, origin matrix.ServerName, c
 		return matrix.Forbidden("the room's ACL does not let you in")
 	}
 	return h.Sync.ReceiveTyping(ctx, origin, content)
+}
+
+// receivePlayed applies the room's ACL to what is told of voice messages, which only Parley knows.
+func (h *handler) receivePlayed(ctx context.Context, origin matrix.ServerName, content json.RawMessage) error {
+	var played struct {
+		Room matrix.RoomID `json:"room_id"`
+	}
+	if err := json.Unmarshal(content, &played); err != nil {
+		return matrix.BadJSON("%s: it has the wrong shape", storage.PlayedType)
+	}
+	if !h.Rooms.ServerAllowed(ctx, played.Room, origin) {
+		return matrix.Forbidden("the room's ACL does not let you in")
+	}
+	return h.Voice.ReceivePlayed(ctx, origin, content)
 }
 
 // receiveReceipts leaves out the rooms whose ACL does not let the server in.

@@ -113,12 +113,12 @@ func build(ctx context.Context, cfg *Config, log *slog.Logger) (h *house, err er
 	h.closers = append(h.closers, h.rooms.Close)
 	h.sender = federation.NewSender(h.client, h.rooms)
 	h.sync = syncer.New(syncer.Options{Config: cfg.Sync, ServerName: server, DB: h.db, Rooms: h.rooms, Users: h.users, Keys: h.keys, Push: h.push,
-		OnEDU: h.sender.SendEDU, Log: log})
+		OnEDU: h.sender.SendEDU, Transcripts: cfg.Voice.Transcripts.Endpoint != "", Log: log})
 	h.closers = append(h.closers, h.sync.Close)
-	h.federation = federation.NewHandler(federation.HandlerOptions{Client: h.client, Rooms: h.rooms, Users: h.users,
-		Keys: h.keys, Media: h.media, Sync: h.sync, Version: version()})
 	h.voice = voice.New(voice.Options{Config: cfg.Voice, DB: h.db, Media: h.media, Rooms: h.rooms, Client: speechClient(cfg.Voice.Transcripts.Endpoint), Log: log})
 	h.closers = append(h.closers, h.voice.Close)
+	h.federation = federation.NewHandler(federation.HandlerOptions{Client: h.client, Rooms: h.rooms, Users: h.users,
+		Keys: h.keys, Media: h.media, Sync: h.sync, Voice: h.voice, Version: version()})
 	h.api, err = api.New(cfg.ClientAPI, api.Deps{Voice: h.voice, ServerName: server, Users: h.users, Keys: h.keys, Push: h.push, Media: h.media,
 		Rooms: h.rooms, Sync: h.sync, DB: h.db, DefaultRoomVersion: cfg.Rooms.DefaultVersion, Log: log, Metrics: h.registry})
 	if err != nil {

@@ -57,14 +57,19 @@ func voiceMessage(t *testing.T, seconds int) []byte {
 	return file.Bytes()
 }
 
-// testWorld makes the directory of a development world for two servers, on the database that url names.
+// testWorld makes the directory of a development world for two servers.
 func testWorld(t *testing.T, postgres bool) *devWorld {
+	t.Helper()
+	return testWorldOf(t, 2, postgres)
+}
+
+func testWorldOf(t *testing.T, servers int, postgres bool) *devWorld {
 	t.Helper()
 	w := &devWorld{dir: t.TempDir(), stderr: io.Discard}
 	if err := w.authority(); err != nil {
 		t.Fatal(err)
 	}
-	for i := range 2 {
+	for i := range servers {
 		dir := filepath.Join(w.dir, fmt.Sprintf("server%d", i+1))
 		s := &devServer{DataDir: dir, ConfigFile: filepath.Join(dir, "parley.yaml")}
 		if err := w.makeServer(t.Context(), i, s); err != nil {
@@ -112,12 +117,19 @@ func eachDatabase(t *testing.T, test func(t *testing.T, postgres bool)) {
 // startInProcess runs a server in this process and stops it with the test. wire sees every request from other servers.
 func startInProcess(t *testing.T, s *devServer, wire func(http.Handler) http.Handler) *house {
 	t.Helper()
+	h, _ := runInProcess(t, s, wire)
+	return h
+}
+
+// runInProcess is startInProcess for those who stop the server themselves, before the test ends.
+func runInProcess(t *testing.T, s *devServer, wire func(http.Handler) http.Handler) (h *house, stop func()) {
+	t.Helper()
 	cfg, _, err := loadConfig(s.ConfigFile)
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	h, err := build(ctx, cfg, testLog(t))
+	h, err = build(ctx, cfg, testLog(t))
 	if err != nil {
 		cancel()
 		t.Fatal(err)
@@ -127,19 +139,20 @@ func startInProcess(t *testing.T, s *devServer, wire func(http.Handler) http.Han
 	}
 	ready, ended := make(chan struct{}), make(chan error, 1)
 	go func() { ended <- h.serve(ctx, func() { close(ready) }) }()
-	t.Cleanup(func() {
+	stop = sync.OnceFunc(func() {
 		cancel()
 		if err := <-ended; err != nil {
 			t.Errorf("%s: %v", s.ServerName, err)
 		}
 	})
+	t.Cleanup(stop)
 	select {
 	case <-ready:
 	case err := <-ended:
 		ended <- err
 		t.Fatal(err)
 	}
-	return h
+	return h, stop
 }
 
 // testLog shows the server's log only with -v.

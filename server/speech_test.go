@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 // What alice says on one server is written down on bob's, where there is a speech service, and bob finds it.
@@ -101,4 +103,89 @@ func TestSpeechClientReachesNothingButTheService(t *testing.T) {
 	if speechClient("") != nil {
 		t.Error("there is a client without a service")
 	}
+}
+
+// speechService answers with what say returns for a recording of so many milliseconds.
+func speechService(t *testing.T, say func(ms int) string) string {
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		file, _, err := r.FormFile("file")
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		wav, err := io.ReadAll(file)
+		if err != nil {
+			t.Error(err)
+		}
+		_ = json.NewEncoder(w).Encode(map[string]string{"text": say((len(wav) - 44) / 32), "language": "german"})
+	}))
+	t.Cleanup(s.Close)
+	return s.URL
+}
+
+// A transcript comes when clients have had the message for long: they get it all the same, those who may see the message and no others.
+func TestLateTranscriptReachesThoseWhoHaveTheMessage(t *testing.T) {
+	eachDatabase(t, func(t *testing.T, postgres bool) {
+		w := testWorld(t, postgres)
+		heard := make(chan struct{})
+		t.Setenv("PARLEY_VOICE_TRANSCRIPTS_ENDPOINT", speechService(t, func(ms int) string {
+			<-heard
+			return fmt.Sprintf("Es dauert %d Millisekunden", ms)
+		}))
+		startInProcess(t, w.servers[0], nil)
+		alice, bob, carol := newDevice(newPerson(t, w.servers[0], "alice")), newDevice(newPerson(t, w.servers[0], "bob")), newDevice(newPerson(t, w.servers[0], "carol"))
+		var created struct {
+			RoomID string `json:"room_id"`
+		}
+		alice.must("POST", "/_matrix/client/v3/createRoom", map[string]any{"preset": "public_chat", "initial_state": []any{
+			map[string]any{"type": "m.room.history_visibility", "content": map[string]any{"history_visibility": "joined"}}}}, &created)
+		room := created.RoomID
+		join := "/_matrix/client/v3/join/" + url.PathEscape(room)
+		bob.must("POST", join, map[string]any{}, nil)
+		recording, err := os.ReadFile("audio/testdata/speech.ogg")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var uploaded struct {
+			ContentURI string `json:"content_uri"`
+		}
+		alice.must("POST", "/_matrix/media/v3/upload?filename=voice.ogg", recording, &uploaded)
+		event := alice.send(room, "1", voiceContent(uploaded.ContentURI, len(recording)))
+		carol.must("POST", join, map[string]any{}, nil)
+		for _, d := range []*device{alice, bob, carol} {
+			d.syncOnce(room)
+			if len(d.words) > 0 {
+				t.Fatalf("%s knows before anything was said: %v", d.ID, d.words)
+			}
+		}
+		asleep := newDevice(&person{benchUser: bob.benchUser, t: t, since: bob.since})
+		close(heard)
+		know := func(d *device, want map[string]any) {
+			t.Helper()
+			if !cmp.Equal(want, d.words[event]) {
+				d.until("the transcript", func(answer map[string]any) bool {
+					d.learn(answer, room)
+					return cmp.Equal(want, d.words[event])
+				})
+			}
+		}
+		words := map[string]any{"text": "Es dauert 3960 Millisekunden", "language": "de"}
+		know(bob, words)
+		know(alice, words)
+		know(asleep, words)
+		alice.must("PUT", voicePath+url.PathEscape(room)+"/transcript/"+url.PathEscape(event), map[string]any{"text": "Bis bald"}, nil)
+		know(bob, map[string]any{"text": "Bis bald", "corrected": true})
+		alice.must("PUT", voicePath+url.PathEscape(room)+"/transcript/"+url.PathEscape(event), map[string]any{"text": ""}, nil)
+		know(bob, map[string]any{"text": "", "corrected": true})
+		carol.syncOnce(room)
+		if len(carol.words) > 0 {
+			t.Errorf("carol, who came later, learns %v", carol.words)
+		}
+		var filtered map[string]any
+		bob.must("GET", "/_matrix/client/v3/sync?since="+url.QueryEscape(asleep.since)+"&filter="+
+			url.QueryEscape(`{"room":{"ephemeral":{"not_types":["im.parley.*"]}}}`), nil, &filtered)
+		if dig(filtered, "rooms", "join", room, "ephemeral") != nil {
+			t.Errorf("a filter lets through %v", filtered)
+		}
+	})
 }

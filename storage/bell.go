@@ -55,6 +55,8 @@ const (
 	TopicMembership // invite, knock or leave that has no timeline event here
 	TopicOutbox     // rows for another server: Server is set
 	TopicPush
+	TopicPlayedReceipt // somebody has played a voice message that User sent
+	TopicTranscript    // what is said in a voice message in Room is known now, or has been changed
 )
 
 // Wake says for whom there is something new. Fields that do not apply are empty.

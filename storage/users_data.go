@@ -120,9 +120,13 @@ func (tx *Tx) SetAccountData(user matrix.UserID, room matrix.RoomID, typ string,
 		topic = TopicRoomAccountData
 	}
 	tx.Ring(Change{Wakes: []Wake{{Topic: topic, Pos: pos, User: user, Room: room}}})
-	return tx.Exec(`INSERT INTO account_data (user_id, room_id, type, content, pos) VALUES (?, ?, ?, ?, ?)
+	err = tx.Exec(`INSERT INTO account_data (user_id, room_id, type, content, pos) VALUES (?, ?, ?, ?, ?)
 		ON CONFLICT (user_id, room_id, type) DO UPDATE SET content = excluded.content, pos = excluded.pos`,
 		user, room, typ, []byte(content), pos).Error
+	if err == nil && typ == PlayedReceiptsType {
+		err = tx.forgetPlayedReceipts(user, room, content)
+	}
+	return err
 }
 
 // AddFilter stores a filter, or finds the equal one that is there, and returns its number. ErrLimit at max filters.

@@ -5,17 +5,25 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
 	"parley.im/parley/server/matrix"
 )
 
-// Transcript is what is said in a voice message.
+// Transcript is what is said in a voice message, as clients get it.
 type Transcript struct {
-	Text      string
-	Language  string // BCP 47; empty if it is not known
-	Corrected bool   // the sender wrote it
+	Text      string `json:"text"`
+	Language  string `json:"language,omitempty"`  // BCP 47; empty if it is not known
+	Corrected bool   `json:"corrected,omitempty"` // the sender wrote it
+}
+
+// TranscriptNews is a transcript that came, or was changed, after its event.
+type TranscriptNews struct {
+	Transcript
+	Room matrix.RoomID
+	Num  int64 // of the event
 }
 
 // TranscriptJob is a voice message that waits for its transcript.
@@ -219,17 +227,54 @@ func (db *DB) FinishTranscript(ctx context.Context, job TranscriptJob, hash Blob
 
 // linkTranscript gives an event the transcript of a blob, unless it was redacted meanwhile.
 func (tx *Tx) linkTranscript(num int64, hash BlobHash) error {
-	return tx.Exec(`INSERT INTO transcribed (num, room, hash, correction, correction_language)
-		SELECT num, room, ?, NULL, '' FROM events WHERE num = ? AND redacted_by IS NULL
-		ON CONFLICT (num) DO UPDATE SET hash = excluded.hash`, hash.String(), num).Error
+	return tx.newTranscript(num, `INSERT INTO transcribed (num, room, hash, correction, correction_language, pos)
+		SELECT num, room, ?, NULL, '', ? FROM events WHERE num = ? AND redacted_by IS NULL
+		ON CONFLICT (num) DO UPDATE SET hash = excluded.hash, pos = excluded.pos`, hash.String())
+}
+
+// newTranscript writes a row of transcribed with the parameters, a new position and the event's number, and tells the room.
+func (tx *Tx) newTranscript(num int64, statement string, parameters ...any) error {
+	pos, err := tx.Next(1)
+	if err != nil {
+		return err
+	}
+	n, err := tx.affect(statement, append(parameters, pos, num)...)
+	if err != nil || n == 0 {
+		return err
+	}
+	var room matrix.RoomID
+	if err := tx.Raw("SELECT rooms.room_id FROM events JOIN rooms ON rooms.num = events.room WHERE events.num = ?", num).Row().Scan(&room); err != nil {
+		return fmt.Errorf("find the room of a transcript: %w", err)
+	}
+	tx.Ring(Change{Wakes: []Wake{{Topic: TopicTranscript, Pos: pos, Room: room}}})
+	return nil
+}
+
+// TranscriptsBetween lists the transcripts in rooms that came or were changed at positions in (from, to], of them the latest limit,
+// the latest first.
+func (db *DB) TranscriptsBetween(ctx context.Context, rooms []matrix.RoomID, from, to int64, limit int) (all []TranscriptNews, err error) {
+	for chunk := range slices.Chunk(rooms, maxIn) {
+		found, err := scanAll(db.Read(ctx).Raw(`SELECT rooms.room_id, m.num, coalesce(m.correction, t.text, ''),
+			coalesce(CASE WHEN m.correction IS NULL THEN t.language ELSE m.correction_language END, ''), m.correction IS NOT NULL
+			FROM rooms JOIN transcribed m ON m.room = rooms.num LEFT JOIN transcripts t ON t.hash = m.hash AND t.state = ?
+			WHERE rooms.room_id IN ? AND m.pos > ? AND m.pos <= ? ORDER BY m.pos DESC LIMIT ?`, transcriptDone, padded(chunk), from, to, limit),
+			func(rows *sql.Rows) (n TranscriptNews, err error) {
+				return n, rows.Scan(&n.Room, &n.Num, &n.Text, &n.Language, &n.Corrected)
+			})
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, found...)
+	}
+	return all, nil
 }
 
 // CorrectTranscript stores what the sender of an event says is said in it; nothing waits for another one any more.
 func (db *DB) CorrectTranscript(ctx context.Context, num int64, text, language string) error {
 	return db.Write(ctx, func(tx *Tx) error {
-		err := tx.Exec(`INSERT INTO transcribed (num, room, hash, correction, correction_language)
-			SELECT num, room, '', ?, ? FROM events WHERE num = ? AND redacted_by IS NULL
-			ON CONFLICT (num) DO UPDATE SET correction = excluded.correction, correction_language = excluded.correction_language`, text, language, num).Error
+		err := tx.newTranscript(num, `INSERT INTO transcribed (num, room, hash, correction, correction_language, pos)
+			SELECT num, room, '', ?, ?, ? FROM events WHERE num = ? AND redacted_by IS NULL
+			ON CONFLICT (num) DO UPDATE SET correction = excluded.correction, correction_language = excluded.correction_language, pos = excluded.pos`, text, language)
 		if err != nil {
 			return err
 		}

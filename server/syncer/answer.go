@@ -31,12 +31,14 @@ type answer struct {
 	items   []item
 	ignored map[matrix.UserID]bool
 
-	accountNews, toDeviceNews, devicesNews, keysNews bool
-	presence                                         []presence
-	strangers                                        []presence // presence of people of whom it must be found out whether they share a room
+	accountNews, toDeviceNews, devicesNews, keysNews, heardNews bool
+	presence                                                    []presence
+	strangers                                                   []presence // presence of people of whom it must be found out whether they share a room
 
 	account  map[matrix.RoomID][]storage.AccountData
 	receipts map[matrix.RoomID][]storage.Receipt
+	heard    map[matrix.RoomID][]storage.PlayedReceipt
+	words    map[matrix.RoomID][]word
 	toDevice []json.RawMessage
 	changed  map[matrix.UserID]bool
 	left     map[matrix.UserID]bool
@@ -66,6 +68,8 @@ type item struct {
 	receipts  []storage.Receipt
 	// askReceipts: the receipts must be read from the database.
 	askReceipts bool
+	// askWords: transcripts may have come.
+	askWords    bool
 	stateNew    bool // there may be state events that the client has not seen
 	timelineNew bool
 	// upTo is the position up to which the room is shown: the answer's, or where the user left.
@@ -194,11 +198,12 @@ func (a *answer) plan() (wake <-chan struct{}, news, ok bool) {
 	a.toDeviceNews = a.from.ToDevice < u.loadPos || u.toDevicePos[a.r.Device] > a.from.ToDevice || a.initial
 	a.devicesNews = !a.initial && (old || u.devicePos > a.from.Pos)
 	a.keysNews = u.keysPos[a.r.Device] > a.from.Pos
+	a.heardNews = old || u.heardPos > a.from.Pos
 	for i := range a.items {
 		a.accountNews = a.accountNews || a.items[i].whole && a.items[i].membership == matrix.Join
 	}
 	a.planPresence()
-	news = len(a.items) > 0 || a.accountNews || a.toDeviceNews || a.devicesNews || a.keysNews || len(a.presence) > 0 || len(a.strangers) > 0
+	news = len(a.items) > 0 || a.accountNews || a.toDeviceNews || a.devicesNews || a.keysNews || a.heardNews || len(a.presence) > 0 || len(a.strangers) > 0
 	u.waiting.Store(true)
 	return u.wake, news, true
 }
@@ -220,7 +225,8 @@ func (a *answer) planRoom(id matrix.RoomID, ur *userRoom) {
 		typing := a.s.typing[id]
 		it.typingNew = typing != nil && typing.eph > a.from.Eph || typing != nil && it.whole && len(typing.list) > 0
 		receiptsNew := rc.receiptPos > a.from.Pos
-		if !it.whole && !it.timelineNew && !it.typingNew && !receiptsNew {
+		it.askWords = !it.whole && rc.wordsPos > a.from.Pos
+		if !it.whole && !it.timelineNew && !it.typingNew && !receiptsNew && !it.askWords {
 			return
 		}
 		it.window, it.horizon = rc.window, rc.horizon
@@ -341,6 +347,9 @@ func (a *answer) gather(ctx context.Context) error {
 	if err := a.gatherReceipts(ctx); err != nil {
 		return err
 	}
+	if err := a.gatherVoice(ctx); err != nil {
+		return err
+	}
 	if err := a.gatherPresence(ctx); err != nil {
 		return err
 	}
@@ -378,7 +387,8 @@ func (a *answer) gatherAccountData(ctx context.Context) error {
 			return err
 		}
 	}
-	return a.addAccountRooms()
+	addRooms(a, a.account)
+	return nil
 }
 
 const pushRules = "m.push_rules"
@@ -394,15 +404,15 @@ func (a *answer) addPushRules(ctx context.Context) error {
 	return nil
 }
 
-// addAccountRooms adds the rooms of which only account data is new.
-func (a *answer) addAccountRooms() error {
+// addRooms adds the rooms of which nothing else is new.
+func addRooms[T any](a *answer, news map[matrix.RoomID]T) {
 	present := map[matrix.RoomID]bool{}
 	for _, it := range a.items {
 		present[it.id] = true
 	}
 	a.s.mu.RLock()
 	defer a.s.mu.RUnlock()
-	for id := range a.account {
+	for id := range news {
 		ur := a.u.rooms[id]
 		if ur != nil && ur.membership == matrix.Join && !present[id] && a.f.Room.wantsRoom(id) {
 			a.items = append(a.items, item{
@@ -411,7 +421,6 @@ func (a *answer) addAccountRooms() error {
 			})
 		}
 	}
-	return nil
 }
 
 func (a *answer) gatherReceipts(ctx context.Context) error {

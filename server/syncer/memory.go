@@ -39,6 +39,7 @@ type userCache struct {
 	loadPos     int64
 	devicePos   int64 // somebody's device list that concerns the user
 	memberPos   int64 // the user's own memberships
+	heardPos    int64 // somebody has played what the user said
 
 	// keysPos is when one-time keys of a device became fewer or more.
 	keysPos map[matrix.DeviceID]int64
@@ -78,6 +79,8 @@ type roomCache struct {
 	receipts       []storage.Receipt
 	receiptPos     int64
 	receiptHorizon int64
+	// wordsPos is the position of the newest transcript, or higher; 0 if there are none on this server.
+	wordsPos int64
 	// users are those in memory who are joined.
 	users map[*userCache]*userRoom
 	// statePos is the position of the newest state event, or higher.
@@ -177,6 +180,9 @@ func (s *Service) roomCache(id matrix.RoomID, pos int64) *roomCache {
 			id: id, users: map[*userCache]*userRoom{}, pos: pos, statePos: pos,
 			// What the bell tells from here on is above these; what is at or below is in the database.
 			horizon: s.applied, receiptPos: s.applied, receiptHorizon: s.applied,
+		}
+		if s.o.Transcripts {
+			rc.wordsPos = s.applied
 		}
 		s.rooms[id] = rc
 	}
@@ -480,6 +486,16 @@ func (s *Service) applyWake(n *news, w storage.Wake, deviceUsers map[matrix.User
 				u.devicePos = max(u.devicePos, w.Pos)
 				n.tell(u)
 			}
+		}
+	case storage.TopicPlayedReceipt:
+		if u != nil {
+			u.heardPos = max(u.heardPos, w.Pos)
+			n.tell(u)
+		}
+	case storage.TopicTranscript:
+		if rc := s.rooms[w.Room]; rc != nil {
+			rc.wordsPos = max(rc.wordsPos, w.Pos)
+			n.tellRoom(rc)
 		}
 	case storage.TopicMembership:
 		// The row says more than the bell: read it anew.

@@ -313,6 +313,7 @@ func (a *answer) appendEphemeral(b []byte, it *item) []byte {
 	if f.wantsType("m.receipt") {
 		b = a.appendReceipts(b, it.receiptsFor(a), len(b) > none)
 	}
+	b = a.appendVoice(b, it, f)
 	if len(b) == none && !it.whole {
 		return b[:start]
 	}

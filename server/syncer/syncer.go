@@ -73,8 +73,10 @@ type Options struct {
 	// OnEDU is told of typing, receipts and presence of users of this server, for other servers. It must not block; it
 	// may call nothing of this package. nil: nobody is told.
 	OnEDU func(EDU)
-	Now   func() time.Time // nil: time.Now
-	Log   *slog.Logger     // nil: slog.Default()
+	// Transcripts: there may be transcripts of voice messages, which clients are told of.
+	Transcripts bool
+	Now         func() time.Time // nil: time.Now
+	Log         *slog.Logger     // nil: slog.Default()
 }
 
 // Service is the room. Safe for concurrent use.

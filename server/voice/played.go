@@ -3,6 +3,8 @@ package voice
 import (
 	"context"
 	"encoding/json"
+	"errors"
+	"fmt"
 
 	"parley.im/parley/server/matrix"
 	"parley.im/parley/storage"
@@ -21,39 +23,79 @@ type PlayedChange struct {
 	Position *int64 `json:"position"` // milliseconds
 }
 
-// SetPlayed stores how far a user is with a voice message, for all the user's devices. event is what the user sees under
-// this ID, so the caller has checked that they may. Error: M_INVALID_PARAM if it is no voice message or the position makes no
-// sense.
+// SetPlayed stores how far a user is with a voice message, for all the user's devices, and lets the sender know if that is what
+// the user wants. event is what the user sees under this ID, so the caller has checked that they may. Error: M_INVALID_PARAM if it is
+// no voice message or the position makes no sense.
 func (s *Service) SetPlayed(ctx context.Context, user matrix.UserID, room matrix.RoomID, id matrix.EventID, event json.RawMessage, c PlayedChange) error {
 	var e struct {
 		Type    string                     `json:"type"`
+		Sender  matrix.UserID              `json:"sender"`
 		Content map[string]json.RawMessage `json:"content"`
 	}
 	if err := json.Unmarshal(event, &e); err != nil {
 		return err
 	}
-	// The server cannot tell what an encrypted event is; the client can.
-	if e.Type != "m.room.encrypted" && !isVoice(e.Content) {
+	if !mayBeVoice(e.Type, e.Content) {
 		return matrix.InvalidParam("the event is not a voice message")
 	}
 	if c.Position != nil && (*c.Position < 0 || *c.Position > maxPosition) {
 		return matrix.InvalidParam("position is in milliseconds, from 0 to a day")
 	}
-	state, err := s.DB.PlayedState(ctx, user, id)
+	change := storage.PlayedChange{User: user, Room: room, Event: id, Played: c.Played, PositionMS: c.Position, Sender: e.Sender, At: s.Now()}
+	if server := e.Sender.Server(); server != user.Server() {
+		change.Elsewhere = server
+	}
+	return s.DB.ChangePlayed(ctx, change)
+}
+
+// mayBeVoice is true for voice messages and for encrypted events: the server cannot tell what those are; the client can.
+func mayBeVoice(eventType string, content map[string]json.RawMessage) bool {
+	return eventType == "m.room.encrypted" || eventType == typeMessage && isVoice(content)
+}
+
+// ReceivePlayed takes the EDU by which another server tells that one of its users has played a voice message of one of ours. It may
+// come more than once. Errors are M_BAD_JSON and M_FORBIDDEN for what is not origin's to say, or about nothing that we have sent.
+func (s *Service) ReceivePlayed(ctx context.Context, origin matrix.ServerName, content json.RawMessage) error {
+	var said struct {
+		Room  matrix.RoomID  `json:"room_id"`
+		Event matrix.EventID `json:"event_id"`
+		User  matrix.UserID  `json:"user_id"`
+		TS    int64          `json:"ts"`
+	}
+	if err := json.Unmarshal(content, &said); err != nil {
+		return matrix.BadJSON("%s: %v", storage.PlayedType, err)
+	}
+	if _, err := matrix.ParseUserID(string(said.User)); err != nil || said.User.Server() != origin {
+		return matrix.Forbidden("a server tells what its own users have played")
+	}
+	none := matrix.Forbidden("no voice message of a user of this server")
+	e, err := s.DB.EventByID(ctx, said.Event)
+	if errors.Is(err, storage.ErrNotFound) {
+		return none
+	}
 	if err != nil {
-		return err
+		return fmt.Errorf("find what was played: %w", err)
 	}
-	before := state
-	if c.Played != nil {
-		state.Played = *c.Played
+	var m map[string]json.RawMessage
+	if e.RoomID() != said.Room || e.Hidden() || e.RedactedBy != "" || e.Sender().Server() != s.Media.Server || json.Unmarshal(e.Content(), &m) != nil || !mayBeVoice(e.Type(), m) {
+		return none
 	}
-	if c.Position != nil {
-		state.PositionMS = *c.Position
+	// Who has left may have played it before.
+	member, err := s.Rooms.Membership(ctx, said.Room, said.User)
+	if err != nil {
+		return fmt.Errorf("find who has played: %w", err)
 	}
-	if state == before {
-		return nil
+	if member.Num == 0 || member.Membership == matrix.Invite || member.Membership == matrix.Knock {
+		return matrix.Forbidden("the user is not in the room")
 	}
-	return s.DB.SetPlayed(ctx, user, room, id, state)
+	// Not before it was sent, not in the future: clocks differ.
+	ts := min(max(said.TS, e.OriginServerTS()), s.Now().UnixMilli())
+	return s.DB.AddPlayedReceipt(ctx, storage.PlayedReceipt{Room: said.Room, Event: said.Event, User: said.User, Sender: e.Sender(), TS: ts})
+}
+
+// PlayedBy tells who has played what a user sent to a room and lets them know: the latest thousand.
+func (s *Service) PlayedBy(ctx context.Context, sender matrix.UserID, room matrix.RoomID) ([]storage.PlayedReceipt, error) {
+	return s.DB.PlayedReceiptsIn(ctx, sender, room, maxPlayed)
 }
 
 // Played lists how far a user is with the voice messages of a room: those that changed last, up to a thousand.

@@ -417,7 +417,7 @@ func (s *Service) Unsigned(ctx context.Context, e *storage.Event) ([]byte, error
 			return nil, err
 		}
 		if t.Text != "" {
-			known["transcript"] = NewTranscriptBody(t)
+			known["transcript"] = t
 		}
 	}
 	if foreign {
@@ -454,16 +454,4 @@ func (s *Service) addTruth(ctx context.Context, known map[string]any, address js
 		known["waveform"] = recording.Waveform
 	}
 	return nil
-}
-
-// TranscriptBody is a transcript as clients get it.
-type TranscriptBody struct {
-	Text      string `json:"text"`
-	Language  string `json:"language,omitempty"`
-	Corrected bool   `json:"corrected,omitempty"`
-}
-
-// NewTranscriptBody writes one.
-func NewTranscriptBody(t storage.Transcript) TranscriptBody {
-	return TranscriptBody{t.Text, t.Language, t.Corrected}
 }
