@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strconv"
@@ -26,6 +27,9 @@ type notifier struct {
 	rooms map[matrix.RoomID]bool
 	all   bool // too much to remember: all rooms
 	read  map[matrix.UserID]bool
+	heard bool // transcripts have come
+
+	held []held // in the order in which they are to be told; of run alone
 }
 
 const (
@@ -53,6 +57,7 @@ func (n *notifier) hear(c storage.Commit) {
 			n.rooms[change.Events[j].Room] = true
 		}
 		for _, w := range change.Wakes {
+			n.heard = n.heard || w.Topic == storage.TopicTranscript
 			if w.Topic == storage.TopicReceipt && n.h.users.IsLocal(w.User) && len(n.read) < maxDirty {
 				n.read[w.User] = true
 			}
@@ -61,7 +66,7 @@ func (n *notifier) hear(c storage.Commit) {
 	if len(n.rooms) > maxDirty {
 		n.all, n.rooms = true, map[matrix.RoomID]bool{}
 	}
-	if n.all || len(n.rooms)+len(n.read) > 0 {
+	if n.all || n.heard || len(n.rooms)+len(n.read) > 0 {
 		select {
 		case n.wake <- struct{}{}:
 		default:
@@ -82,7 +87,7 @@ func (n *notifier) take() (rooms, read []string, all bool) {
 	all = n.all
 	clear(n.rooms)
 	clear(n.read)
-	n.all = false
+	n.all, n.heard = false, false
 	return rooms, read, all
 }
 
@@ -100,25 +105,26 @@ func (n *notifier) run(ctx context.Context) error {
 		any, err := n.h.push.Any(ctx)
 		if err == nil && any {
 			err = n.tell(ctx, rooms, all || !fresh, from, to)
-			err = errors.Join(err, n.tellRead(ctx, read))
+			err = errors.Join(err, n.release(ctx), n.tellRead(ctx, read))
 		}
 		if err != nil && ctx.Err() == nil {
 			n.h.log.Error("notify", "err", err)
 		}
 		from, fresh = to, true
-		if any && from > noted && time.Since(notedAt) >= noteEvery {
-			n.note(ctx, from)
-			noted, notedAt = from, time.Now()
+		if told := n.toldUpTo(from); any && told > noted && time.Since(notedAt) >= noteEvery {
+			n.note(ctx, told)
+			noted, notedAt = told, time.Now()
 		}
 		select {
 		case <-ctx.Done():
 			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 			defer cancel()
-			if any && from > noted {
-				n.note(last, from)
+			if told := n.toldUpTo(from); any && told > noted {
+				n.note(last, told)
 			}
 			return nil
 		case <-n.wake:
+		case <-n.nextRelease():
 		}
 	}
 }
@@ -185,6 +191,13 @@ func (n *notifier) tellRoom(ctx context.Context, id matrix.RoomID, from, to int6
 		if late && time.Since(e.Time()) > tooOldToTell {
 			continue
 		}
+		if len(people) > 0 && !late {
+			if held, err := n.hold(ctx, id, e); err != nil {
+				return err
+			} else if held {
+				continue
+			}
+		}
 		if err := n.tellEvent(ctx, id, snapshot, people, e); err != nil {
 			return err
 		}
@@ -218,6 +231,10 @@ func (n *notifier) tellEvent(ctx context.Context, id matrix.RoomID, snapshot *ro
 	if len(people) == 0 {
 		return nil
 	}
+	words, err := n.words(ctx, e)
+	if err != nil {
+		return err
+	}
 	sender := e.Sender()
 	prepared := push.Prepare(event, push.Room{
 		Members: snapshot.JoinedCount,
@@ -226,14 +243,24 @@ func (n *notifier) tellEvent(ctx context.Context, id matrix.RoomID, snapshot *ro
 		},
 	})
 	for _, user := range people {
-		if err := n.tellOne(ctx, id, snapshot, prepared, user, e); err != nil {
+		if err := n.tellOne(ctx, told{id, snapshot, prepared, words, e}, user); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (n *notifier) tellOne(ctx context.Context, id matrix.RoomID, snapshot *room.Snapshot, prepared *push.Prepared, user matrix.UserID, e *storage.Event) error {
+// told is an event made ready to be held against people's rules.
+type told struct {
+	room     matrix.RoomID
+	snapshot *room.Snapshot
+	prepared *push.Prepared
+	words    json.RawMessage // what is said in it; nil if that is not known
+	event    *storage.Event
+}
+
+func (n *notifier) tellOne(ctx context.Context, t told, user matrix.UserID) error {
+	e := t.event
 	rules, err := n.h.push.Compiled(ctx, user)
 	if err != nil {
 		return err
@@ -246,7 +273,7 @@ func (n *notifier) tellOne(ctx context.Context, id matrix.RoomID, snapshot *room
 	if err != nil {
 		return nil // an account that is gone
 	}
-	result := rules.Evaluate(prepared, name)
+	result := rules.Evaluate(t.prepared, name)
 	if !result.Notify {
 		return nil
 	}
@@ -254,13 +281,17 @@ func (n *notifier) tellOne(ctx context.Context, id matrix.RoomID, snapshot *room
 	if err != nil {
 		return err
 	}
-	key, _ := e.StateKey()
-	notification := push.Notification{User: user, RoomID: id, EventID: e.ID(), Type: e.Type(), Sender: e.Sender(), Content: e.Content(),
-		Result: result, Unread: max(1, unread), IsTarget: e.Type() == "m.room.member" && key == string(user)}
-	if notification.SenderName, err = n.stateText(ctx, id, snapshot, "m.room.member", string(e.Sender()), "displayname"); err != nil {
+	content, err := n.withWords(ctx, user, e.Content(), t.words)
+	if err != nil {
 		return err
 	}
-	if notification.RoomName, err = n.stateText(ctx, id, snapshot, "m.room.name", "", "name"); err != nil {
+	key, _ := e.StateKey()
+	notification := push.Notification{User: user, RoomID: t.room, EventID: e.ID(), Type: e.Type(), Sender: e.Sender(), Content: content,
+		Result: result, Unread: max(1, unread), IsTarget: e.Type() == "m.room.member" && key == string(user)}
+	if notification.SenderName, err = n.stateText(ctx, t.room, t.snapshot, "m.room.member", string(e.Sender()), "displayname"); err != nil {
+		return err
+	}
+	if notification.RoomName, err = n.stateText(ctx, t.room, t.snapshot, "m.room.name", "", "name"); err != nil {
 		return err
 	}
 	return n.h.push.Notify(ctx, notification)

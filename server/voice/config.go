@@ -43,6 +43,9 @@ type TranscriptConfig struct {
 	Workers int `mapstructure:"workers"`
 	// Attempts is how often it is tried to get one transcript, over about half a day.
 	Attempts int `mapstructure:"attempts"`
+	// PushWait is how long a notification of a voice message waits for its transcript, to bring it along; 0 sends it at once and
+	// without. Notifications pass through the phone makers' services, as far as a client has not asked for event IDs only.
+	PushWait time.Duration `mapstructure:"push_wait"`
 	// Remote also transcribes what users of other servers say.
 	Remote bool `mapstructure:"remote"`
 }
@@ -58,7 +61,7 @@ func DefaultConfig() Config {
 	return Config{
 		MaxDuration: 30 * time.Minute, FalseClaims: CorrectClaims, Waveforms: true,
 		Transcripts: TranscriptConfig{
-			Model: "whisper-1", Timeout: 2 * time.Minute, MaxDuration: 10 * time.Minute, Workers: 1, Attempts: 20, Remote: true,
+			Model: "whisper-1", Timeout: 2 * time.Minute, MaxDuration: 10 * time.Minute, Workers: 1, Attempts: 20, PushWait: 3 * time.Second, Remote: true,
 		},
 	}
 }
@@ -88,8 +91,14 @@ func (c TranscriptConfig) validate() error {
 	if c.Timeout <= 0 || c.MaxDuration <= 0 || c.Workers <= 0 || c.Attempts <= 0 {
 		return fmt.Errorf("timeout, max_duration, workers and attempts must be above 0")
 	}
+	if c.PushWait < 0 || c.PushWait > maxPushWait {
+		return fmt.Errorf("push_wait must be from 0 to %v", maxPushWait)
+	}
 	return nil
 }
+
+// maxPushWait is the longest that a notification may wait.
+const maxPushWait = 30 * time.Second
 
 // url is where recordings are sent to. A base that ends in /v1 already, as many write it, is taken too.
 func (c TranscriptConfig) url() string {

@@ -298,6 +298,33 @@ func voiceInClear(e *storage.Event) (map[string]json.RawMessage, bool) {
 	return content, true
 }
 
+// Expected reports whether the transcript of an event of the stream is on its way.
+func (s *Service) Expected(ctx context.Context, e *storage.Event) (bool, error) {
+	if !s.Transcribes() {
+		return false, nil
+	}
+	if _, ok := voiceInClear(e); !ok {
+		return false, nil
+	}
+	return s.DB.TranscriptPending(ctx, e)
+}
+
+// PushWanted reports whether a user wants what is said in voice messages in notifications: all do but those with
+// {"push": false} in their global account data TranscriptsType.
+func (s *Service) PushWanted(ctx context.Context, user matrix.UserID) (bool, error) {
+	raw, err := s.DB.AccountData(ctx, user, "", TranscriptsType)
+	if errors.Is(err, storage.ErrNotFound) {
+		return true, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	var said struct {
+		Push *bool `json:"push"`
+	}
+	return json.Unmarshal(raw, &said) == nil && (said.Push == nil || *said.Push), nil
+}
+
 // isOff reads {"enabled": false}. What is there and cannot be read counts as that.
 func isOff(raw json.RawMessage) bool {
 	if raw == nil {
@@ -399,6 +426,9 @@ func (s *Service) CorrectTranscript(ctx context.Context, user matrix.UserID, id 
 	return s.DB.CorrectTranscript(ctx, e.Num, cleanText(text), language)
 }
 
+// UnsignedKey is the name under which events have what this server knows of them.
+const UnsignedKey = "im.parley.voice"
+
 // Unsigned is what this server knows of an audio message, as a member of unsigned: its transcript, and if it came from another server
 // its true length and waveform. It is nil for most messages.
 func (s *Service) Unsigned(ctx context.Context, e *storage.Event) ([]byte, error) {
@@ -429,7 +459,7 @@ func (s *Service) Unsigned(ctx context.Context, e *storage.Event) ([]byte, error
 		return nil, nil
 	}
 	b, err := json.Marshal(known)
-	return append([]byte(`"im.parley.voice":`), b...), err
+	return append([]byte(`"`+UnsignedKey+`":`), b...), err
 }
 
 // addTruth adds what was counted in a recording, if it is here.
