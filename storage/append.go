@@ -151,18 +151,19 @@ func (tx *Tx) writeRoom(a *RoomAppend) error {
 	a.Err = nil
 	r := &a.Room
 	tip, root := encodeTip(r.Tip), r.Root.Bytes()
-	var res *gorm.DB
+	var changed int64
+	var err error
 	if a.Create {
-		res = tx.Exec("INSERT INTO rooms (num, room_id, version, seq, pos, tip, root, depth, flags) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+		changed, err = tx.exec("INSERT INTO rooms (num, room_id, version, seq, pos, tip, root, depth, flags) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
 			r.Num, string(r.ID), r.Version.ID, r.Seq, r.Pos, tip, root, r.Depth, r.Flags)
 	} else {
-		res = tx.Exec("UPDATE rooms SET seq = seq + 1, pos = ?, tip = ?, root = ?, depth = ?, flags = ? WHERE num = ? AND seq = ?",
+		changed, err = tx.exec("UPDATE rooms SET seq = seq + 1, pos = ?, tip = ?, root = ?, depth = ?, flags = ? WHERE num = ? AND seq = ?",
 			r.Pos, tip, root, r.Depth, r.Flags, r.Num, r.Seq)
 	}
 	switch {
-	case res.Error != nil:
-		return fmt.Errorf("write room: %w", res.Error)
-	case res.RowsAffected == 0:
+	case err != nil:
+		return fmt.Errorf("write room: %w", err)
+	case changed == 0:
 		a.Err = ErrMoved
 	case !a.Create:
 		r.Seq++
@@ -211,8 +212,8 @@ func nullIfZero[T comparable](v T) any {
 func (tx *Tx) updateEvents(appends []*RoomAppend) error {
 	for _, a := range appends {
 		for _, e := range a.Updates {
-			err := tx.Exec("UPDATE events SET pos = ?, flags = ?, root = ?, redacted_by = ?, json = ? WHERE num = ?",
-				nullIfZero(e.Pos), e.Flags, e.rootColumn(), nullIfZero(string(e.RedactedBy)), e.JSON(), e.Num).Error
+			_, err := tx.exec("UPDATE events SET pos = ?, flags = ?, root = ?, redacted_by = ?, json = ? WHERE num = ?",
+				nullIfZero(e.Pos), e.Flags, e.rootColumn(), nullIfZero(string(e.RedactedBy)), e.JSON(), e.Num)
 			if err != nil {
 				return fmt.Errorf("update event: %w", err)
 			}
@@ -375,7 +376,7 @@ func (in *inserter) flush() error {
 
 func (in *inserter) write(args []any) error {
 	query := "INSERT INTO " + in.table + " (" + in.columns + ") VALUES " + placeholders(len(args)/in.width, in.width) + in.suffix
-	if err := in.tx.Exec(query, args...).Error; err != nil {
+	if _, err := in.tx.exec(query, args...); err != nil {
 		return fmt.Errorf("insert into %s: %w", in.table, err)
 	}
 	return nil

@@ -2,7 +2,7 @@
 //
 // # One writer, many readers
 //
-// Every change goes through [DB.Write]. One goroutine takes all the writes that are waiting, runs each in a savepoint of
+// Every change goes through [DB.Write]. One of those who call it takes all the writes that are waiting, runs each in a savepoint of
 // one transaction, and commits once: a group commit. On SQLite a commit costs an fsync and there is one writer anyway; on
 // PostgreSQL it costs a round trip and an fsync. Either way many writes share one. A write that fails is rolled back to
 // its savepoint and disturbs none of the others.
@@ -13,7 +13,7 @@
 //
 // Whatever a /sync or a sender to another server must notice carries a position from one counter, which [Tx.Next] gives
 // inside the transaction, in commit order: a reader that sees position 8 also sees 7. [DB.Position] is the last one
-// committed. Positions may have holes (a write that was rolled back) but never come back.
+// committed. Positions may have holes (a write that was rolled back, a server that was killed) but never come back.
 //
 // # The bell
 //
@@ -75,15 +75,15 @@ type DB struct {
 	close   []func() error
 	log     *slog.Logger
 
+	pin      *pinned      // nil on PostgreSQL
 	position atomic.Int64 // last committed stream position
+	reserved int64        // SQLite: positions up to this one are ours to give; only for who runs writes
 	roomCaches
 
-	jobs     chan *job
-	stop     chan struct{}
+	writes   writeQueue
+	stop     chan struct{} // ends watchOthers
 	stopOnce sync.Once
 	running  sync.WaitGroup
-	// writerDone is closed when the writer has ended and will answer no more.
-	writerDone chan struct{}
 
 	listeners struct {
 		sync.Mutex // held while the listeners are called, so that a removed one is never called again
@@ -94,7 +94,7 @@ type DB struct {
 
 // Open opens the database, brings its tables up to date and starts the writer. Close must be called in the end.
 func Open(ctx context.Context, cfg Config, log *slog.Logger) (*DB, error) {
-	db := &DB{log: log, jobs: make(chan *job, maxBatch), stop: make(chan struct{}), writerDone: make(chan struct{})}
+	db := &DB{log: log, writes: writeQueue{idle: make(chan struct{})}, stop: make(chan struct{})}
 	db.listeners.byID = map[int]func(Commit){}
 	db.roomCaches = newRoomCaches()
 	err := db.open(ctx, cfg)
@@ -107,8 +107,6 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger) (*DB, error) {
 	if err != nil {
 		return nil, errors.Join(err, db.closeHandles())
 	}
-	db.running.Add(1)
-	go db.runWriter()
 	if db.dialect == PostgreSQL {
 		db.running.Add(1)
 		go db.watchOthers()
@@ -152,9 +150,9 @@ func (db *DB) openSQLite(path string, readers int) error {
 	}
 	// Not fullfsync, which is for macOS: synchronous=FULL syncs the log at each commit, so a commit survives power loss.
 	const shared = "_pragma=busy_timeout(10000)&_pragma=temp_store(memory)&_pragma=cache_size(-4000)"
-	const writing = "&_txlock=immediate&_pragma=auto_vacuum(incremental)&_pragma=journal_mode(wal)&_pragma=synchronous(full)" +
+	const writing = "&_txlock=immediate&_pragma=synchronous(full)&_pragma=auto_vacuum(incremental)&_pragma=journal_mode(wal)" +
 		"&_pragma=journal_size_limit(16777216)"
-	dsn := "file:" + (&url.URL{Path: path}).EscapedPath() + "?" + shared
+	dsn := "file:" + (&url.URL{Path: path}).EscapedPath() + "?vfs=" + walVFSName + "&" + shared
 	writer, err := driver.Open(dsn + writing)
 	if err != nil {
 		return fmt.Errorf("open %s: %w", path, err)
@@ -179,9 +177,11 @@ func (db *DB) openSQLite(path string, readers int) error {
 	if err != nil {
 		return fmt.Errorf("open %s: %w", path, err)
 	}
-	pin := &pinned{conn: conn, statements: map[string]*sql.Stmt{}}
-	db.close = append(db.close, pin.close)
-	if db.write, err = gorm.Open(gormlite.OpenDB(pin), gormConfig(false)); err != nil {
+	if db.pin, err = newPinned(conn); err != nil {
+		return errors.Join(fmt.Errorf("open %s: %w", path, err), conn.Close())
+	}
+	db.close = append(db.close, db.pin.close)
+	if db.write, err = gorm.Open(gormlite.OpenDB(db.pin), gormConfig(false)); err != nil {
 		return err
 	}
 	if db.read, err = gorm.Open(gormlite.OpenDB(reader), gormConfig(true)); err != nil {
@@ -246,7 +246,8 @@ func (db *DB) Ping(ctx context.Context) error { return db.Read(ctx).Exec("SELECT
 func (db *DB) Close() error {
 	db.stopOnce.Do(func() { close(db.stop) })
 	db.running.Wait()
-	return db.closeHandles()
+	db.writes.close()
+	return errors.Join(db.giveBackPositions(), db.closeHandles())
 }
 
 func (db *DB) closeHandles() error {

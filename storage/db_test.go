@@ -111,6 +111,91 @@ func TestPositionAndRowsSurviveReopening(t *testing.T) {
 	})
 }
 
+func TestPositionsNeverComeBackAfterAKill(t *testing.T) {
+	storagetest.EachURL(t, func(t *testing.T, url string) {
+		open := func() *storage.DB {
+			db, err := storage.Open(t.Context(), storage.Config{URL: url}, slog.New(slog.DiscardHandler))
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { db.Close() })
+			return db
+		}
+		take := func(db *storage.DB, n int, verdict error) (first int64) {
+			err := db.Write(t.Context(), func(tx *storage.Tx) (err error) {
+				if first, err = tx.Next(n); err != nil {
+					t.Fatal(err)
+				}
+				return verdict
+			})
+			if !errors.Is(err, verdict) {
+				t.Fatal(err)
+			}
+			return first
+		}
+		refused := errors.New("refused")
+		killed := open()
+		if first := take(killed, 1, refused); first != 1 { // what set positions apart is rolled back
+			t.Errorf("first position %d", first)
+		}
+		last := int64(0)
+		for _, n := range []int{1, 5, 990, 20, 3000, 1} {
+			take(killed, 7, refused)
+			if first := take(killed, n, nil); first <= last {
+				t.Errorf("position %d after %d", first, last)
+			} else {
+				last = first + int64(n) - 1
+			}
+		}
+		if got := killed.Position(); got != last {
+			t.Errorf("position %d, want %d", got, last)
+		}
+		after := open() // the first one is not closed: as if it had been killed
+		if got := after.Position(); got < last {
+			t.Errorf("position %d after a kill at %d", got, last)
+		}
+		if first := take(after, 1, nil); first <= last {
+			t.Errorf("position %d was given again after a kill at %d", first, last)
+		}
+	})
+}
+
+func TestWritesTogetherKeepTheirPositionsApart(t *testing.T) {
+	storagetest.Each(t, func(t *testing.T, db *storage.DB) {
+		refused := errors.New("refused")
+		var mu sync.Mutex
+		taken := map[int64]bool{}
+		var group sync.WaitGroup
+		for i := range 300 {
+			group.Go(func() {
+				n := 1 + i%9
+				var first int64
+				err := db.Write(t.Context(), func(tx *storage.Tx) (err error) {
+					if first, err = tx.Next(n); err == nil && i%4 == 3 {
+						err = refused
+					}
+					return err
+				})
+				if errors.Is(err, refused) {
+					return
+				}
+				if err != nil {
+					t.Error(err)
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				for p := first; p < first+int64(n); p++ {
+					if taken[p] || p > db.Position() {
+						t.Errorf("position %d was given twice or is not committed", p)
+					}
+					taken[p] = true
+				}
+			})
+		}
+		group.Wait()
+	})
+}
+
 func TestOtherProcessOnTheSamePostgreSQLIsNoticed(t *testing.T) {
 	url := storagetest.PostgreSQLURL(t)
 	var dbs [2]*storage.DB

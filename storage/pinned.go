@@ -4,7 +4,11 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"fmt"
+	"reflect"
 
+	"github.com/ncruces/go-sqlite3"
+	"github.com/ncruces/go-sqlite3/driver"
 	"gorm.io/gorm"
 )
 
@@ -12,10 +16,105 @@ import (
 const maxStatements = 512
 
 // pinned is SQLite's one writing connection, with its statements kept prepared on it. database/sql prepares a statement anew for
-// each transaction that uses it, which cost more than a tenth of every write. It is for one goroutine.
+// each transaction that uses it, which cost more than a tenth of every write. It is for one goroutine at a time.
 type pinned struct {
 	conn       *sql.Conn
 	statements map[string]*sql.Stmt
+
+	// The same connection without database/sql, for what every write does: see exec.
+	raw    *sqlite3.Conn
+	direct map[string]*sqlite3.Stmt
+}
+
+func newPinned(conn *sql.Conn) (*pinned, error) {
+	p := &pinned{conn: conn, statements: map[string]*sql.Stmt{}, direct: map[string]*sqlite3.Stmt{}}
+	err := conn.Raw(func(c any) error {
+		own, ok := c.(driver.Conn)
+		if !ok {
+			return fmt.Errorf("the connection is a %T", c)
+		}
+		p.raw = own.Raw()
+		return nil
+	})
+	return p, err
+}
+
+// exec runs a statement that gives no rows, past GORM and database/sql, and returns how many rows it changed. Its errors are those
+// that GORM gives.
+func (p *pinned) exec(query string, args []any) (changed int64, err error) {
+	s, err := p.directStatement(query)
+	if err != nil {
+		return 0, err
+	}
+	for i, arg := range args {
+		if err := bind(s, i+1, arg); err != nil {
+			return 0, fmt.Errorf("bind value %d: %w", i+1, err)
+		}
+	}
+	if err := s.Exec(); err != nil {
+		if errors.Is(err, sqlite3.CONSTRAINT_UNIQUE) || errors.Is(err, sqlite3.CONSTRAINT_PRIMARYKEY) {
+			err = gorm.ErrDuplicatedKey
+		}
+		return 0, err
+	}
+	return p.raw.Changes(), nil
+}
+
+func (p *pinned) directStatement(query string) (*sqlite3.Stmt, error) {
+	if s, ok := p.direct[query]; ok {
+		return s, nil
+	}
+	if len(p.direct) >= maxStatements {
+		if err := p.forgetDirect(); err != nil {
+			return nil, err
+		}
+	}
+	s, _, err := p.raw.PrepareFlags(query, sqlite3.PREPARE_PERSISTENT)
+	if err != nil {
+		return nil, err
+	}
+	p.direct[query] = s
+	return s, nil
+}
+
+func (p *pinned) forgetDirect() error {
+	var errs []error
+	for query, s := range p.direct {
+		errs = append(errs, s.Close())
+		delete(p.direct, query)
+	}
+	return errors.Join(errs...)
+}
+
+// bind sets the parameter n, counted from 1.
+func bind(s *sqlite3.Stmt, n int, value any) error {
+	switch v := value.(type) {
+	case nil:
+		return s.BindNull(n)
+	case int64:
+		return s.BindInt64(n, v)
+	case string:
+		return s.BindText(n, v)
+	case []byte:
+		return s.BindBlob(n, v)
+	case int:
+		return s.BindInt(n, v)
+	case bool:
+		return s.BindBool(n, v)
+	}
+	switch v := reflect.ValueOf(value); v.Kind() { // types of our own
+	case reflect.String:
+		return s.BindText(n, v.String())
+	case reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64:
+		return s.BindInt64(n, v.Int())
+	case reflect.Uint8, reflect.Uint16, reflect.Uint32:
+		return s.BindInt64(n, int64(v.Uint()))
+	case reflect.Slice:
+		if v.Type().Elem().Kind() == reflect.Uint8 {
+			return s.BindBlob(n, v.Bytes())
+		}
+	}
+	return fmt.Errorf("cannot store a %T", value)
 }
 
 func (p *pinned) statement(ctx context.Context, query string) (*sql.Stmt, error) {
@@ -44,7 +143,7 @@ func (p *pinned) forget() error {
 	return errors.Join(errs...)
 }
 
-func (p *pinned) close() error { return errors.Join(p.forget(), p.conn.Close()) }
+func (p *pinned) close() error { return errors.Join(p.forgetDirect(), p.forget(), p.conn.Close()) }
 
 // PrepareContext is for GORM.
 func (p *pinned) PrepareContext(ctx context.Context, query string) (*sql.Stmt, error) {
@@ -89,23 +188,40 @@ var errNested = errors.New("the transaction belongs to the writer")
 // transaction is one transaction on the writing connection.
 type transaction struct {
 	*gorm.DB
-	commit, rollback func() error
+	pin *pinned // nil on PostgreSQL
 }
 
 func (db *DB) begin(ctx context.Context) (*transaction, error) {
 	if db.dialect == PostgreSQL {
 		tx := db.write.WithContext(ctx).Begin()
-		if tx.Error != nil {
-			return nil, tx.Error
-		}
-		return &transaction{tx, func() error { return tx.Commit().Error }, func() error { return tx.Rollback().Error }}, nil
+		return &transaction{DB: tx}, tx.Error
 	}
-	tx := db.write.WithContext(ctx)
-	run := func(statement string) func() error {
-		return func() error { return tx.Exec(statement).Error }
+	tx := &transaction{db.write.WithContext(ctx), db.pin}
+	_, err := tx.exec("BEGIN IMMEDIATE")
+	return tx, err
+}
+
+// exec runs a statement that gives no rows and returns how many rows it changed. It is Exec for what is done often.
+func (t *transaction) exec(query string, args ...any) (changed int64, err error) {
+	if t.pin != nil {
+		return t.pin.exec(query, args)
 	}
-	if err := run("BEGIN IMMEDIATE")(); err != nil {
-		return nil, err
+	result := t.Exec(query, args...)
+	return result.RowsAffected, result.Error
+}
+
+func (t *transaction) commit() error {
+	if t.pin == nil {
+		return t.Commit().Error
 	}
-	return &transaction{tx, run("COMMIT"), run("ROLLBACK")}, nil
+	_, err := t.exec("COMMIT")
+	return err
+}
+
+func (t *transaction) rollback() error {
+	if t.pin == nil {
+		return t.Rollback().Error
+	}
+	_, err := t.exec("ROLLBACK")
+	return err
 }

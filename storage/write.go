@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
+	"sync"
 
 	"gorm.io/gorm"
 )
@@ -27,18 +28,33 @@ func (tx *Tx) Dialect() Dialect { return tx.batch.db.dialect }
 // before all lower ones.
 func (tx *Tx) Next(n int) (first int64, err error) { return tx.batch.next(int64(n)) }
 
+// exec is Exec for statements that are run often and give no rows; it returns how many rows were changed.
+func (tx *Tx) exec(query string, args ...any) (changed int64, err error) {
+	return tx.batch.tx.exec(query, args...)
+}
+
 // Ring adds a change to what the bell announces after the commit.
 func (tx *Tx) Ring(c Change) { tx.changes = append(tx.changes, c) }
 
-// AfterCommit has fn run after the commit and before the bell, in commit order, on the writer's goroutine: it must be
-// quick and must not write. It is not run when the write is rolled back.
+// AfterCommit has fn run after the commit and before the bell, in commit order, on the writer's goroutine, which is that of one of
+// those who called Write: it must be quick and must not write. It is not run when the write is rolled back.
 func (tx *Tx) AfterCommit(fn func()) { tx.after = append(tx.after, fn) }
 
 type job struct {
 	fn   func(*Tx) error
-	done chan error
+	done chan bool // true: err is set; false: run the writes that wait yourself
 	tx   *Tx
 	err  error
+}
+
+// writeQueue is the writes that wait for the one under way. Whoever finds none under way runs those that wait, on its own goroutine: to hand
+// them to another one, and be woken by it, costs more than half of a small write.
+type writeQueue struct {
+	mu      sync.Mutex // guards all below
+	waiting []*job
+	busy    bool // somebody runs writes
+	closed  bool
+	idle    chan struct{} // closed when closed is set and nobody runs writes
 }
 
 // panicked carries a panic of a write's function to the goroutine that asked for the write.
@@ -51,91 +67,116 @@ func (p *panicked) Error() string { return fmt.Sprintf("panic in a write: %v\n%s
 
 // Write runs fn in a transaction and returns nil once it is durable. fn must be short and must not wait for anything but
 // the database; when it returns an error, nothing of it remains and Write returns that error as it is. fn may run
-// although ctx ends meanwhile; Write then still waits and reports what happened, so that a caller never guesses.
+// although ctx ends meanwhile; Write then still waits and reports what happened, so that a caller never guesses. fn may run on the
+// goroutine of another call of Write.
 func (db *DB) Write(ctx context.Context, fn func(tx *Tx) error) error {
-	j := &job{fn: fn, done: make(chan error, 1)}
-	select {
-	case <-db.stop: // checked first: select picks at random among those that are ready
-		return ErrClosed
-	default:
+	if err := ctx.Err(); err != nil {
+		return err
 	}
-	select {
-	case db.jobs <- j:
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-db.stop:
+	j := &job{fn: fn}
+	q := &db.writes
+	q.mu.Lock()
+	if q.closed {
+		q.mu.Unlock()
 		return ErrClosed
 	}
-	var err error
-	select {
-	case err = <-j.done:
-	case <-db.writerDone:
-		select { // the writer may have answered just before it ended
-		case err = <-j.done:
-		default:
-			return ErrClosed
-		}
+	lead := !q.busy
+	q.busy = true
+	if !lead {
+		j.done = make(chan bool, 1)
 	}
-	if p, ok := err.(*panicked); ok {
+	q.waiting = append(q.waiting, j)
+	q.mu.Unlock()
+	if lead || !<-j.done {
+		db.runWaiting(j)
+	}
+	if p, ok := j.err.(*panicked); ok {
 		panic(p)
 	}
-	return err
+	return j.err
 }
 
-func (db *DB) runWriter() {
-	defer db.running.Done()
-	defer close(db.writerDone)
-	for {
-		select {
-		case j := <-db.jobs:
-			db.runBatch(db.collect(j))
-		case <-db.stop:
-			for {
-				select {
-				case j := <-db.jobs:
-					db.runBatch(db.collect(j))
-				default:
-					return
-				}
-			}
+// runWaiting runs the writes that wait, up to maxBatch of them, of which mine is the first, and has the next that came meanwhile go on.
+func (db *DB) runWaiting(mine *job) {
+	q := &db.writes
+	q.mu.Lock()
+	n := min(len(q.waiting), maxBatch)
+	jobs := q.waiting[:n:n]
+	q.waiting = q.waiting[n:]
+	q.mu.Unlock()
+	returned := false
+	defer func() {
+		if !returned { // a listener or an AfterCommit panicked: memory may not say what the rows say, so nobody may recover from it
+			crash(recover())
+		}
+	}()
+	db.runBatch(jobs)
+	returned = true
+	q.mu.Lock()
+	if len(q.waiting) > 0 {
+		q.waiting[0].done <- false
+	} else {
+		q.busy = false
+		q.waiting = nil
+		if q.closed {
+			close(q.idle)
+		}
+	}
+	q.mu.Unlock()
+	for _, j := range jobs {
+		if j != mine {
+			j.done <- true
 		}
 	}
 }
 
-// collect takes all the writes that wait already; it never waits for more.
-func (db *DB) collect(first *job) []*job {
-	jobs := []*job{first}
-	for len(jobs) < maxBatch {
-		select {
-		case j := <-db.jobs:
-			jobs = append(jobs, j)
-		default:
-			return jobs
+// crash ends the process with a panic that nobody can recover from.
+func crash(v any) {
+	stack := debug.Stack()
+	go func() { panic(fmt.Sprintf("%v\n%s", v, stack)) }()
+	select {}
+}
+
+// close refuses writes from now on and waits for those that are there.
+func (q *writeQueue) close() {
+	q.mu.Lock()
+	if !q.closed {
+		q.closed = true
+		if !q.busy {
+			close(q.idle)
 		}
 	}
-	return jobs
+	q.mu.Unlock()
+	<-q.idle
 }
 
 // batch is one transaction that several writes share.
 type batch struct {
-	db       *DB
-	tx       *transaction
+	db *DB
+	tx *transaction
+	counter
+	foreign bool // another process has taken positions since our last commit
+}
+
+// counter is how a batch stands with the counter of positions.
+type counter struct {
 	position int64 // last one given
-	stored   int64 // what the counter's row says in this transaction
-	locked   bool  // this transaction holds the counter
-	foreign  bool  // another process has taken positions since our last commit
+	reserved int64 // SQLite: as DB.reserved
+	stored   int64 // PostgreSQL: what the counter's row says in this transaction
+	locked   bool  // PostgreSQL: this transaction holds the row
 }
 
 func (db *DB) runBatch(jobs []*job) {
-	b := &batch{db: db}
+	b := &batch{db: db, counter: counter{position: db.position.Load(), reserved: db.reserved}}
 	err := b.run(jobs)
 	if err == nil {
 		commit := Commit{}
 		if b.foreign {
 			commit.Changes = append(commit.Changes, Change{Foreign: true})
 		}
-		if b.locked {
+		if b.locked || db.dialect == SQLite {
 			db.position.Store(b.position)
+			db.reserved = b.reserved
 		}
 		for _, j := range jobs {
 			if j.err != nil {
@@ -155,7 +196,6 @@ func (db *DB) runBatch(jobs []*job) {
 		if j.err == nil {
 			j.err = err
 		}
-		j.done <- j.err
 	}
 }
 
@@ -190,28 +230,28 @@ func (b *batch) run(jobs []*job) (err error) {
 // runJob runs one write in a savepoint (none is needed when it is alone) and leaves its error in j.err.
 func (b *batch) runJob(j *job, i int, alone bool) {
 	j.tx = &Tx{DB: b.tx.Session(&gorm.Session{NewDB: true, Context: context.Background()}), batch: b}
-	locked := b.locked
+	before := b.counter
 	defer func() {
 		if v := recover(); v != nil {
 			j.err = &panicked{v, debug.Stack()}
 		}
-		if j.err != nil && !locked {
-			b.locked = false // rolled back with the rest: another process may take positions meanwhile
+		if j.err != nil {
+			b.counter = before // rolled back with the rest: another process may take positions meanwhile
 		}
 		if alone {
 			return
 		}
 		if j.err != nil {
-			if err := b.tx.Exec("ROLLBACK TO SAVEPOINT w").Error; err != nil {
+			if _, err := b.tx.exec("ROLLBACK TO SAVEPOINT w"); err != nil {
 				b.db.log.Error("roll back one write", "err", err)
 			}
 		}
-		if err := b.tx.Exec("RELEASE SAVEPOINT w").Error; err != nil && j.err == nil {
+		if _, err := b.tx.exec("RELEASE SAVEPOINT w"); err != nil && j.err == nil {
 			j.err = fmt.Errorf("release savepoint: %w", err)
 		}
 	}()
 	if !alone {
-		if j.err = b.tx.Exec("SAVEPOINT w").Error; j.err != nil {
+		if _, j.err = b.tx.exec("SAVEPOINT w"); j.err != nil {
 			return
 		}
 	}
