@@ -16,6 +16,7 @@ import (
 type Recording struct {
 	Hash      BlobHash
 	Container string // "ogg", "webm" or "mp4"
+	Codec     string // "opus"; of others, "aac", no more is known than how long they are
 	Channels  int
 	Samples   int64 // at 48 kHz, to be heard
 	Waveform  []int // 100 numbers from 0 to 1024; nil if not computed yet
@@ -33,8 +34,8 @@ func (r Recording) DurationMS() int64 {
 func (db *DB) Recording(ctx context.Context, hash BlobHash) (Recording, error) {
 	r := Recording{Hash: hash}
 	var waveform string
-	err := db.Read(ctx).Raw("SELECT container, channels, samples, waveform FROM recordings WHERE hash = ?", hash.String()).Row().
-		Scan(&r.Container, &r.Channels, &r.Samples, &waveform)
+	err := db.Read(ctx).Raw("SELECT container, codec, channels, samples, waveform FROM recordings WHERE hash = ?", hash.String()).Row().
+		Scan(&r.Container, &r.Codec, &r.Channels, &r.Samples, &waveform)
 	if errors.Is(err, sql.ErrNoRows) {
 		return r, ErrNotFound
 	}
@@ -52,8 +53,8 @@ func (db *DB) Recording(ctx context.Context, hash BlobHash) (Recording, error) {
 }
 
 func (tx *Tx) addRecording(hash BlobHash, r Recording) error {
-	return tx.Exec("INSERT INTO recordings (hash, container, channels, samples, waveform) VALUES (?, ?, ?, ?, '') ON CONFLICT (hash) DO NOTHING",
-		hash.String(), r.Container, r.Channels, r.Samples).Error
+	return tx.Exec("INSERT INTO recordings (hash, container, codec, channels, samples, waveform) VALUES (?, ?, ?, ?, ?, '') ON CONFLICT (hash) DO NOTHING",
+		hash.String(), r.Container, r.Codec, r.Channels, r.Samples).Error
 }
 
 // SetWaveform keeps the waveform of a recording, if the recording is still there.

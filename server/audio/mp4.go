@@ -6,7 +6,7 @@ import (
 )
 
 // MP4 files of one Opus track (ISO 14496-12, “Encapsulation of Opus in ISO Base Media File Format”), whole or in
-// fragments, as Safari records them.
+// fragments, as Safari records them; of AAC the tables are read, too (aac.go).
 
 const (
 	maxMoovBytes = 8 << 20 // a size for each packet of hours
@@ -24,13 +24,18 @@ type mp4Reader struct {
 	r    io.ReaderAt
 	size int64
 	head Head
+	aac  *aacConfig // nil for Opus
 
-	samples   []mp4Sample
-	timescale uint64 // of the movie
+	samples    []mp4Sample
+	timescale  uint64 // of the movie
+	mediaScale uint64 // of the track
 	// Ends of the sound in samples, by the table of durations and by the edit list; -1 if there is none.
 	tableEnd, editEnd int64
+	editLength        int64 // what the edit list plays; 0 if there is none
+	fragEnd           int64 // by the durations in fragments, in the track's timescale
 	trackID           uint32
 	defaultSize       uint32 // of samples in fragments
+	defaultDuration   uint32
 	mdat              [][2]int64
 
 	packet []byte
@@ -47,14 +52,23 @@ type mp4Box struct {
 
 func newMP4Reader(r io.ReaderAt, size int64) (*mp4Reader, error) {
 	m := &mp4Reader{r: r, size: size, tableEnd: -1, editEnd: -1}
+	if err := m.read(); err != nil {
+		return nil, m.unlessAAC(err)
+	}
+	return m, nil
+}
+
+// read reads all but the packets.
+func (m *mp4Reader) read() error {
+	size := m.size
 	idle := size
 	for at := int64(0); at < size; {
 		kind, body, end, err := m.topBox(at)
 		if err != nil && m.head.Channels == 0 { // nobody can say that this should have been a recording
-			return nil, ErrUnsupported
+			return ErrUnsupported
 		}
 		if err != nil {
-			return nil, err
+			return err
 		}
 		switch kind {
 		case "moov":
@@ -65,26 +79,26 @@ func newMP4Reader(r io.ReaderAt, size int64) (*mp4Reader, error) {
 			m.mdat = append(m.mdat, [2]int64{body, end})
 		}
 		if err != nil {
-			return nil, err
+			return err
 		}
 		at = end
 	}
 	if m.head.Channels == 0 {
-		return nil, ErrUnsupported
+		return ErrUnsupported
 	}
 	if m.tableEnd < 0 { // in fragments: the edit list was written before anyone knew the end
 		m.editEnd = -1
 	}
 	for _, s := range m.samples {
 		if !m.inData(s) {
-			return nil, malformed("an MP4 packet lies outside of the data")
+			return malformed("an MP4 packet lies outside of the data")
 		}
 		idle -= int64(s.size)
 	}
 	if idle > maxIdleBytes+int64(len(m.samples))*32 || idle < 0 {
-		return nil, malformed("most of the MP4 file is not sound")
+		return malformed("most of the MP4 file is not sound")
 	}
-	return m, nil
+	return nil
 }
 
 // topBox reads the head of a box at the top level: its contents are at body up to end.
@@ -146,6 +160,7 @@ func (m *mp4Reader) readMoov(body, end int64) error {
 		case "mvex":
 			return mp4Each(box.body, func(box mp4Box) error {
 				if box.kind == "trex" && len(box.body) >= 24 {
+					m.defaultDuration = binary.BigEndian.Uint32(box.body[12:])
 					m.defaultSize = binary.BigEndian.Uint32(box.body[16:])
 				}
 				return nil
@@ -221,10 +236,21 @@ func (m *mp4Reader) readTrak(trak []byte) error {
 	stbl := mp4Find(trak, "mdia", "minf", "stbl")
 	stsd := mp4Find(stbl, "stsd")
 	// Version, count and the first entry: an audio sample entry of 36 bytes, then its boxes.
-	if len(stsd) < 8+36 || binary.BigEndian.Uint32(stsd[4:]) != 1 || string(stsd[12:16]) != "Opus" {
+	if len(stsd) < 8+36 || binary.BigEndian.Uint32(stsd[4:]) != 1 {
 		return ErrUnsupported
 	}
-	if err := m.readDOps(mp4Find(stsd[8+36:], "dOps")); err != nil {
+	var err error
+	switch boxes := stsd[8+36:]; string(stsd[12:16]) {
+	case "Opus":
+		err = m.readDOps(mp4Find(boxes, "dOps"))
+	case "mp4a":
+		if m.aac, err = readESDS(mp4Find(boxes, "esds")); err == nil {
+			m.head = Head{Channels: m.aac.channels}
+		}
+	default:
+		err = ErrUnsupported
+	}
+	if err != nil {
 		return err
 	}
 	if tkhd := mp4Find(trak, "tkhd"); len(tkhd) >= 24 {
@@ -233,7 +259,8 @@ func (m *mp4Reader) readTrak(trak []byte) error {
 			m.trackID = binary.BigEndian.Uint32(tkhd[20:])
 		}
 	}
-	if mp4Timescale(mp4Find(trak, "mdia", "mdhd")) != SampleRate {
+	m.mediaScale = mp4Timescale(mp4Find(trak, "mdia", "mdhd"))
+	if m.mediaScale == 0 || m.aac == nil && m.mediaScale != SampleRate {
 		return malformed("the MP4 file does not count in samples of 48 kHz")
 	}
 	if err := m.readTables(stbl); err != nil {
@@ -361,10 +388,11 @@ func (m *mp4Reader) readEdits(elst []byte) {
 		}
 		length, start = binary.BigEndian.Uint64(elst[8:]), int64(binary.BigEndian.Uint64(elst[16:]))
 	}
-	if length == 0 || length > 1<<40 || start < 0 || start > 1<<40 || m.timescale < 8000 {
+	if length == 0 || length > 1<<40 || start < 0 || start > 1<<40 || m.timescale < 8000 && m.aac == nil {
 		return // too coarse to be believed to the sample, or of a file in fragments
 	}
-	m.editEnd = start + int64(length*SampleRate/m.timescale)
+	m.editLength = int64(length * SampleRate / m.timescale)
+	m.editEnd = start + m.editLength
 }
 
 // readMoof finds the packets of a fragment.
@@ -390,7 +418,7 @@ func (m *mp4Reader) readTraf(moof int64, traf []byte) error {
 		return malformed("an MP4 fragment of a track that does not exist")
 	}
 	flags := binary.BigEndian.Uint32(tfhd) & 0xffffff
-	base, size := moof, m.defaultSize
+	base, size, duration := moof, m.defaultSize, m.defaultDuration
 	rest := tfhd[8:]
 	take := func(n int) []byte {
 		if len(rest) < n {
@@ -408,7 +436,7 @@ func (m *mp4Reader) readTraf(moof int64, traf []byte) error {
 		take(4)
 	}
 	if flags&8 != 0 {
-		take(4)
+		duration = binary.BigEndian.Uint32(take(4))
 	}
 	if flags&16 != 0 {
 		size = binary.BigEndian.Uint32(take(4))
@@ -418,17 +446,17 @@ func (m *mp4Reader) readTraf(moof int64, traf []byte) error {
 		if box.kind != "trun" {
 			return nil
 		}
-		return m.readTrun(box.body, base, &at, size)
+		return m.readTrun(box.body, base, &at, size, duration)
 	})
 }
 
 // readTrun reads a run of packets; at is where it begins unless it says so itself, and where it ends.
-func (m *mp4Reader) readTrun(b []byte, base int64, at *int64, size uint32) error {
+func (m *mp4Reader) readTrun(b []byte, base int64, at *int64, size, duration uint32) error {
 	if len(b) < 8 {
 		return malformed("an MP4 table is cut off")
 	}
 	flags := binary.BigEndian.Uint32(b) & 0xffffff
-	head, entry, sizeAt := 8, 0, -1
+	head, entry, sizeAt, durationAt := 8, 0, -1, -1
 	if flags&1 != 0 && len(b) >= 12 {
 		*at = base + int64(int32(binary.BigEndian.Uint32(b[8:])))
 		head += 4
@@ -440,7 +468,10 @@ func (m *mp4Reader) readTrun(b []byte, base int64, at *int64, size uint32) error
 		if flags&bit == 0 {
 			continue
 		}
-		if bit == 0x200 {
+		switch bit {
+		case 0x100:
+			durationAt = entry
+		case 0x200:
 			sizeAt = entry
 		}
 		entry += 4
@@ -456,6 +487,10 @@ func (m *mp4Reader) readTrun(b []byte, base int64, at *int64, size uint32) error
 		}
 		m.samples = append(m.samples, mp4Sample{*at, n})
 		*at += int64(n)
+		if durationAt >= 0 {
+			duration = binary.BigEndian.Uint32(b[head+i*entry+durationAt:])
+		}
+		m.fragEnd += int64(min(duration, 1<<24))
 	}
 	return nil
 }
@@ -508,6 +543,9 @@ func (m *mp4Reader) Next() ([]byte, error) {
 
 // finish compares the ends that the file claims with the packets that were read.
 func (m *mp4Reader) finish() error {
+	if d := m.fragEnd - m.sum; m.tableEnd < 0 && (d > maxGap || d < -maxBehind-int64(m.head.PreSkip)) {
+		return malformed("the MP4 fragments claim %v of sound, there are %v", Duration(m.fragEnd), Duration(m.sum))
+	}
 	end := m.sum
 	for _, claimed := range []int64{m.tableEnd, m.editEnd} {
 		if claimed < 0 {

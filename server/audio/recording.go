@@ -38,8 +38,17 @@ type Reader interface {
 }
 
 // Open recognizes the container by its first bytes and reads the headers. It is ErrUnsupported for everything that is
-// not a recording, and a *MalformedError for a bad one.
+// not a recording of Opus, and a *MalformedError for a bad one.
 func Open(r io.ReaderAt, size int64) (Reader, Container, error) {
+	reader, container, err := open(r, size)
+	if m, ok := reader.(*mp4Reader); ok && err == nil && m.aac != nil {
+		return nil, "", ErrUnsupported
+	}
+	return reader, container, err
+}
+
+// open is Open for every codec that can be counted.
+func open(r io.ReaderAt, size int64) (Reader, Container, error) {
 	var magic [12]byte
 	n, err := r.ReadAt(magic[:], 0)
 	if err != nil && err != io.EOF {
@@ -63,7 +72,8 @@ func Open(r io.ReaderAt, size int64) (Reader, Container, error) {
 // Info is what a recording is, counted and not claimed.
 type Info struct {
 	Container Container
-	Head      Head
+	Codec     Codec
+	Head      Head // of AAC only the channels
 	Packets   int
 	Samples   int64 // to hear
 	Complete  bool  // see Reader
@@ -75,11 +85,14 @@ func (i Info) Duration() time.Duration { return Duration(i.Samples) }
 // Inspect reads a recording from its first byte to its last without decoding it. One that plays longer than longest (0
 // allows all) is ErrTooLong, given up as soon as that is certain; other errors are those of Open.
 func Inspect(r io.ReaderAt, size int64, longest time.Duration) (Info, error) {
-	reader, container, err := Open(r, size)
+	reader, container, err := open(r, size)
 	if err != nil {
 		return Info{}, err
 	}
-	info := Info{Container: container, Head: reader.Head()}
+	if m, ok := reader.(*mp4Reader); ok && m.aac != nil {
+		return m.inspectAAC(longest)
+	}
+	info := Info{Container: container, Codec: Opus, Head: reader.Head()}
 	certain := Duration(int64(info.Head.PreSkip)) + Duration(maxTrim) + longest
 	var sum int64
 	for {

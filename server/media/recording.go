@@ -37,7 +37,7 @@ func (r *Repository) inspect(content io.ReaderAt, size int64) (*storage.Recordin
 	case err != nil:
 		return nil, fmt.Errorf("inspect recording: %w", err)
 	}
-	return &storage.Recording{Container: string(info.Container), Channels: info.Head.Channels, Samples: info.Samples}, nil
+	return &storage.Recording{Container: string(info.Container), Codec: string(info.Codec), Channels: info.Head.Channels, Samples: info.Samples}, nil
 }
 
 // Recording is what was counted in a file that is here, of ours or of another server's. It is M_NOT_FOUND for a file that
@@ -57,10 +57,10 @@ func (r *Repository) Recording(ctx context.Context, uri URI) (storage.Media, sto
 }
 
 // Waveform is the waveform of a recording, computed when it is first asked for: 100 numbers from 0 to 1024. It is nil for
-// a recording that is too long to be decoded.
+// a recording that is too long to be decoded, or not Opus.
 func (r *Repository) Waveform(ctx context.Context, hash storage.BlobHash) ([]int, error) {
 	known, err := r.DB.Recording(ctx, hash)
-	if err != nil || known.Waveform != nil || known.Duration() > r.Config.MaxDecoded {
+	if err != nil || known.Waveform != nil || known.Codec != string(audio.Opus) || known.Duration() > r.Config.MaxDecoded {
 		return known.Waveform, err
 	}
 	made := r.making.DoChan("waveform "+hash.String(), func() (any, error) {
@@ -147,6 +147,8 @@ func (r *Repository) rendition(ctx context.Context, req Request) (*File, error) 
 	case known.Container == string(req.Container):
 		m.ContentType = req.Container.ContentType()
 		return r.openBlob(ctx, m)
+	case known.Codec != string(audio.Opus):
+		return nil, matrix.InvalidParam("the file is a recording of %s, which stays in its container", known.Codec)
 	}
 	m.Filename = renamed(m.Filename, req.Container)
 	m.ContentType = req.Container.ContentType()

@@ -98,6 +98,19 @@ func TestRenditionHasTheSamePackets(t *testing.T) {
 	}
 	_, err := w.Open(t.Context(), Request{URI: w.upload(t, file("text")), Container: audio.MP4})
 	wantCode(t, err, 400, "M_INVALID_PARAM")
+	aac, err := os.ReadFile("../audio/testdata/speech-aac.mp4")
+	if err != nil {
+		t.Fatal(err)
+	}
+	safari := w.voice(t, aac)
+	if got := w.read(t, Request{URI: safari, Container: audio.MP4}); got != string(aac) {
+		t.Error("AAC is not had as it is")
+	}
+	_, err = w.Open(t.Context(), Request{URI: safari, Container: audio.Ogg})
+	wantCode(t, err, 400, "M_INVALID_PARAM")
+	if err := w.Delete(t.Context(), safari); err != nil {
+		t.Fatal(err)
+	}
 
 	if err := w.Delete(t.Context(), uri); err != nil {
 		t.Fatal(err)

@@ -88,11 +88,13 @@ func (s *Service) Prepare(ctx context.Context, id matrix.RoomID, sender matrix.U
 		return content, err
 	}
 	file, recording, err := s.Media.Recording(ctx, uri)
-	if matrix.ErrorCode(err) == "M_NOT_FOUND" {
+	if known := matrix.ErrorCode(err) != "M_NOT_FOUND"; !known || err == nil && recording.Codec != string(audio.Opus) {
 		if s.Config.RequireOpus && !file.Hash.IsZero() {
 			return nil, matrix.InvalidParam("the file of a voice message must be an Opus recording in Ogg, WebM or MP4")
 		}
-		return content, limit.check(claimed(m)) // nothing better is known
+		if !known {
+			return content, limit.check(claimed(m)) // nothing better is known
+		}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("look up recording: %w", err)

@@ -132,6 +132,37 @@ func TestOtherEventsStayAsTheyAre(t *testing.T) {
 	}
 }
 
+// Safari before 18.4 records AAC: how long it is can be told, what it sounds like cannot.
+func TestAACIsCountedAndNotHeard(t *testing.T) {
+	s, _ := newService(t, nil)
+	file := recordingFile(t, "speech-aac.mp4")
+	uri := upload(t, s, file)
+	want := map[string]any{
+		"info":                     map[string]any{"duration": 3960.0, "size": float64(len(file)), "mimetype": "audio/mp4"},
+		"org.matrix.msc1767.audio": map[string]any{"duration": 3960.0, "waveform": []any{0.0, 1024.0}},
+	}
+	got := prepare(t, s, voiceMessage(uri, `,"info":{"duration":59000,"size":1},"org.matrix.msc1767.audio":{"waveform":[0,1024]}`))
+	for name := range want {
+		if diff := cmp.Diff(want[name], got[name]); diff != "" {
+			t.Errorf("%s:\n%s", name, diff)
+		}
+	}
+	got = prepare(t, s, voiceMessage(uri, `,"org.matrix.msc1767.audio":{"waveform":[1,2]}`)) // no waveform that can be drawn
+	if diff := cmp.Diff(map[string]any{"duration": 3960.0}, got["org.matrix.msc1767.audio"]); diff != "" {
+		t.Error(diff)
+	}
+	for name, change := range map[string]func(*Config){
+		"M_TOO_LARGE":     func(c *Config) { c.MaxDuration = 3900 * time.Millisecond },
+		"M_INVALID_PARAM": func(c *Config) { c.RequireOpus = true },
+	} {
+		s, _ := newService(t, change)
+		content := voiceMessage(upload(t, s, file), `,"info":{"duration":1000}`)
+		if _, err := s.Prepare(t.Context(), "!room:here.example", alice, "m.room.message", content); matrix.ErrorCode(err) != name {
+			t.Errorf("got %v, want %s", err, name)
+		}
+	}
+}
+
 func TestLimitsOfVoiceMessages(t *testing.T) {
 	refused := func(change func(*Config), content func(*Service, media.URI) json.RawMessage, code string) {
 		t.Helper()
