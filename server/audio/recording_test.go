@@ -110,6 +110,49 @@ func TestRemuxKeepsEveryPacket(t *testing.T) {
 	}
 }
 
+// A message sounds the same in every container, to the last bit of the last sample.
+func TestRenditionsDecodeToTheSameSound(t *testing.T) {
+	for name := range recordings {
+		b := fixture(t, name)
+		want := decoded(t, b)
+		info, err := inspect(b, 0)
+		if err != nil || int64(len(want)) != info.Samples {
+			t.Errorf("%s: %d samples of %d: %v", name, len(want), info.Samples, err)
+		}
+		for _, to := range []Container{Ogg, WebM, MP4} {
+			r, _, err := Open(bytes.NewReader(b), int64(len(b)))
+			if err != nil {
+				t.Fatal(name, err)
+			}
+			var out bytes.Buffer
+			if err := Remux(&out, r, to); err != nil {
+				t.Fatal(name, to, err)
+			}
+			if got := decoded(t, out.Bytes()); !slices.Equal(got, want) {
+				t.Errorf("%s as %s: the sound differs: %d samples of %d", name, to, len(got), len(want))
+			}
+		}
+	}
+}
+
+// decoded is all there is to hear, bit by bit.
+func decoded(t *testing.T, b []byte) (pcm []uint32) {
+	t.Helper()
+	r, _, err := Open(bytes.NewReader(b), int64(len(b)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = decodeAll(r, SampleRate, func(part []float32) {
+		for _, s := range part {
+			pcm = append(pcm, math.Float32bits(s))
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pcm
+}
+
 func TestMalformedWebMIsRefused(t *testing.T) {
 	r, _, _ := Open(bytes.NewReader(fixture(t, "speech.ogg")), int64(len(fixture(t, "speech.ogg"))))
 	var out bytes.Buffer
