@@ -157,6 +157,7 @@ func (h *house) background() []worker {
 		{"push", h.push.Run},
 		{"media", h.media.Run},
 		{"voice", h.voice.Run},
+		{"index", h.rooms.RunIndex},
 		{"sync", h.sync.Run},
 		{"notify", newNotifier(h).run},
 		{"federation", h.sender.Run},

@@ -93,7 +93,7 @@ func (tx *Tx) AppendRooms(appends []*RoomAppend) error {
 		}
 	}
 	for _, write := range []func([]*RoomAppend) error{tx.insertEvents, tx.updateEvents, tx.writeStates, tx.writeMembers, tx.writeRelations, tx.writeGaps,
-		tx.writeVoiceMessages, tx.forgetTranscripts, tx.forgetPlayed} {
+		tx.writeVoiceMessages, tx.forgetTranscripts, tx.forgetPlayed, tx.queueForIndex} {
 		if err := write(kept); err != nil {
 			return err
 		}

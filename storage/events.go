@@ -273,23 +273,6 @@ func (db *DB) EventsFrom(ctx context.Context, room int64, at Place, limit int) (
 	return db.queryEvents(ctx, "WHERE room = ? AND (depth, num) >= (?, ?) AND flags = 0 ORDER BY depth, num LIMIT ?", room, at.Depth, at.Num, limit)
 }
 
-// EventNear finds the event of the timeline whose origin_server_ts is closest to ts (ms) on one side of it. ErrNotFound if
-// there is none.
-func (db *DB) EventNear(ctx context.Context, room, ts int64, backwards bool) (*Event, error) {
-	query := "WHERE room = ? AND ts >= ? AND flags = 0 ORDER BY ts, depth, num LIMIT 1"
-	if backwards {
-		query = "WHERE room = ? AND ts <= ? AND flags = 0 ORDER BY ts DESC, depth DESC, num DESC LIMIT 1"
-	}
-	events, err := db.queryEvents(ctx, query, room, ts)
-	if err == nil && len(events) == 0 {
-		err = ErrNotFound
-	}
-	if err != nil {
-		return nil, err
-	}
-	return events[0], nil
-}
-
 // maxIn is the longest list in an IN.
 const maxIn = 256
 
@@ -306,38 +289,4 @@ func padded[T any](list []T) []T {
 		all[i] = list[len(list)-1]
 	}
 	return all
-}
-
-// ScanText reads those of the limit events before a place that are messages, names or topics and whose JSON keep lets through, newest
-// first. last is the place to go on from, zero at the beginning of the room.
-func (db *DB) ScanText(ctx context.Context, room int64, at Place, limit int, keep func(json string) bool) (kept []*Event, last Place, err error) {
-	rows, err := db.Read(ctx).Raw("SELECT depth, num, type, flags, json FROM events WHERE room = ? AND (depth, num) < (?, ?) ORDER BY depth DESC, num DESC LIMIT ?",
-		room, at.Depth, at.Num, limit).Rows()
-	if err != nil {
-		return nil, last, fmt.Errorf("search events: %w", err)
-	}
-	defer rows.Close()
-	var nums []int64
-	n := 0
-	for rows.Next() {
-		var typ string
-		var flags EventFlags
-		var raw sql.RawBytes
-		if err := rows.Scan(&last.Depth, &last.Num, &typ, &flags, &raw); err != nil {
-			return nil, last, fmt.Errorf("search events: %w", err)
-		}
-		n++
-		if (typ == matrix.TypeMessage || typ == matrix.TypeName || typ == matrix.TypeTopic) && flags == 0 && keep(string(raw)) {
-			nums = append(nums, last.Num)
-		}
-	}
-	if err := rows.Err(); err != nil {
-		return nil, last, fmt.Errorf("search events: %w", err)
-	}
-	rows.Close() // before the next read, which may need the connection
-	if n < limit {
-		last = Place{}
-	}
-	kept, err = db.Events(ctx, nums)
-	return kept, last, err
 }

@@ -8,9 +8,10 @@ import (
 
 // What the caches may hold, in bytes.
 const (
-	nodeCacheBytes  = 8 << 20
-	eventCacheBytes = 16 << 20
-	nameCacheBytes  = 4 << 20
+	nodeCacheBytes    = 8 << 20
+	eventCacheBytes   = 16 << 20
+	nameCacheBytes    = 4 << 20
+	segmentCacheBytes = 4 << 20
 )
 
 // roomCaches are what the storage of rooms keeps in memory.
@@ -19,6 +20,7 @@ type roomCaches struct {
 	events    *cache[int64, *Event]         // by number
 	eventIDs  *cache[matrix.EventID, int64] // to their numbers
 	roomNames *cache[int64, *roomName]      // by number
+	segments  *cache[int64, *segmentHead]   // of the index of words
 	nums      *eventNums
 }
 
@@ -39,6 +41,7 @@ func newRoomCaches() roomCaches {
 		events:    newCache[int64, *Event](eventCacheBytes),
 		eventIDs:  newCache[matrix.EventID, int64](nameCacheBytes),
 		roomNames: newCache[int64, *roomName](nameCacheBytes),
+		segments:  newCache[int64, *segmentHead](segmentCacheBytes),
 		nums:      &eventNums{},
 	}
 }

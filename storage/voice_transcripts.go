@@ -247,7 +247,7 @@ func (tx *Tx) newTranscript(num int64, statement string, parameters ...any) erro
 		return fmt.Errorf("find the room of a transcript: %w", err)
 	}
 	tx.Ring(Change{Wakes: []Wake{{Topic: TopicTranscript, Pos: pos, Room: room}}})
-	return nil
+	return tx.reindex("num = ?", num)
 }
 
 // TranscriptsBetween lists the transcripts in rooms that came or were changed at positions in (from, to], of them the latest limit,
@@ -280,34 +280,6 @@ func (db *DB) CorrectTranscript(ctx context.Context, num int64, text, language s
 		}
 		return tx.endTranscriptJob(num)
 	})
-}
-
-// SearchTranscripts finds the events of a room whose transcript keep lets through, the newest first, of the newest limit
-// transcripts.
-func (db *DB) SearchTranscripts(ctx context.Context, room int64, limit int, keep func(text string) bool) (events []*Event, texts []string, err error) {
-	rows, err := db.Read(ctx).Raw(`SELECT m.num, coalesce(m.correction, t.text, '') FROM transcribed m LEFT JOIN transcripts t ON t.hash = m.hash AND t.state = ?
-		WHERE m.room = ? ORDER BY m.num DESC LIMIT ?`, transcriptDone, room, limit).Rows()
-	if err != nil {
-		return nil, nil, fmt.Errorf("search transcripts: %w", err)
-	}
-	defer rows.Close()
-	var nums []int64
-	for rows.Next() {
-		var num int64
-		var text string
-		if err := rows.Scan(&num, &text); err != nil {
-			return nil, nil, fmt.Errorf("search transcripts: %w", err)
-		}
-		if keep(text) {
-			nums, texts = append(nums, num), append(texts, text)
-		}
-	}
-	if err := rows.Err(); err != nil {
-		return nil, nil, fmt.Errorf("search transcripts: %w", err)
-	}
-	rows.Close() // before the next read, which may need the connection
-	events, err = db.Events(ctx, nums)
-	return events, texts, err
 }
 
 // forgetTranscripts deletes what was said in messages that were redacted.

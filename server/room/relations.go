@@ -161,6 +161,15 @@ func (s *Service) aggregations(ctx context.Context, e *storage.Event, relations 
 
 // replacement is the newest edit that is valid. Spec v1.19 client-server-api/#event-replacements
 func (s *Service) replacement(ctx context.Context, e *storage.Event, relations []storage.Relation, r Reader) (json.RawMessage, error) {
+	edits, err := s.edits(ctx, e, relations)
+	if err != nil || len(edits) == 0 {
+		return nil, err
+	}
+	return s.plainClient(ctx, edits[0], r)
+}
+
+// edits are those of an event that are valid, the newest first.
+func (s *Service) edits(ctx context.Context, e *storage.Event, relations []storage.Relation) ([]*storage.Event, error) {
 	if e.IsState() || e.RedactedBy != "" {
 		return nil, nil
 	}
@@ -183,13 +192,10 @@ func (s *Service) replacement(ctx context.Context, e *storage.Event, relations [
 	edits = slices.DeleteFunc(slices.Clone(edits), func(c *storage.Event) bool {
 		return c.Hidden() || c.RedactedBy != "" || c.IsState() || !validEdit(c.Event)
 	})
-	if len(edits) == 0 {
-		return nil, nil
-	}
-	newest := slices.MaxFunc(edits, func(a, b *storage.Event) int {
-		return cmp.Or(cmp.Compare(a.OriginServerTS(), b.OriginServerTS()), cmp.Compare(a.ID(), b.ID()))
+	slices.SortFunc(edits, func(a, b *storage.Event) int {
+		return cmp.Or(cmp.Compare(b.OriginServerTS(), a.OriginServerTS()), cmp.Compare(b.ID(), a.ID()))
 	})
-	return s.plainClient(ctx, newest, r)
+	return edits, nil
 }
 
 func validEdit(e *matrix.Event) bool {

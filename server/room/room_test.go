@@ -30,7 +30,7 @@ func testKey(t testing.TB) *matrix.SigningKey {
 
 func newService(t testing.TB, db *storage.DB) *Service {
 	t.Helper()
-	s := New(Options{ServerName: here, DB: db, Key: testKey(t), Log: slog.New(slog.DiscardHandler),
+	s := New(Options{Config: DefaultConfig(), ServerName: here, DB: db, Key: testKey(t), Log: slog.New(slog.DiscardHandler),
 		Profile: func(_ context.Context, user matrix.UserID) (Profile, error) {
 			return Profile{DisplayName: user.Localpart()}, nil
 		}})
