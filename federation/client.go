@@ -51,8 +51,6 @@ const (
 // thousand. Each event is parsed strictly later.
 var lax = json.JoinOptions(jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
 
-var errNotPermitted = errors.New("the configuration does not allow to talk to this server")
-
 // Options are what a Client is made of.
 type Options struct {
 	Config Config
@@ -235,7 +233,7 @@ func (c *Client) open(ctx context.Context, q request) (*http.Response, http.Head
 		return nil, nil, errors.New("this server does not talk to itself")
 	}
 	if !c.o.Config.permits(q.server) {
-		return nil, nil, fmt.Errorf("%s: %w", q.server, errNotPermitted)
+		return nil, nil, fmt.Errorf("%s: %w", q.server, room.ErrNotPermitted)
 	}
 	if !q.urgent && c.peers.backingOff(q.server) {
 		return nil, nil, fmt.Errorf("%s: %w", q.server, ErrBackingOff)

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"parley.im/parley/server/matrix"
+	"parley.im/parley/server/room"
 )
 
 const echoPath = "/_matrix/federation/v1/echo/a%2Fb?q=1%2B2"
@@ -242,7 +243,7 @@ func TestPrivateFederationTalksToListedServersOnly(t *testing.T) {
 	if status, body := send(t, bob, signedRequest(t, alice, bob, `{}`)); status != 403 || !strings.Contains(body, "M_FORBIDDEN") {
 		t.Errorf("in: %d %s", status, body)
 	}
-	if _, err := bob.Event(context.Background(), alice.name, "$x"); !errors.Is(err, errNotPermitted) {
+	if _, err := bob.Event(context.Background(), alice.name, "$x"); !errors.Is(err, room.ErrNotPermitted) {
 		t.Errorf("out: %v", err)
 	}
 	if n := len(alice.requests()); n != 0 {

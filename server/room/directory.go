@@ -233,6 +233,9 @@ func (s *Service) remoteFailed(what string, server matrix.ServerName, err error)
 	if errors.As(err, &e) && e.Status < 500 {
 		return e
 	}
+	if errors.Is(err, ErrNotPermitted) {
+		return matrix.Forbidden("this server is not allowed to talk to %s", server)
+	}
 	s.o.Log.Info("another server did not answer", "what", what, "server", server, "err", err)
 	return matrix.NewError(http.StatusBadGateway, "M_UNKNOWN", "the server %s could not be asked", server)
 }

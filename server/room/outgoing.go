@@ -104,11 +104,16 @@ type handshake struct {
 	what string
 	room matrix.RoomID
 	err  error
+	// forbidden counts the servers to which this one must not talk.
+	forbidden int
 }
 
 // failed notes what one server answered. What says most is told in the end: a refusal before “not found” before no answer at all.
 func (h *handshake) failed(server matrix.ServerName, err error) {
 	h.s.o.Log.Info("a server did not help", "what", h.what, "room", h.room, "server", server, "err", err)
+	if errors.Is(err, ErrNotPermitted) {
+		h.forbidden++
+	}
 	var e *matrix.Error
 	if !errors.As(err, &e) || e.Status >= 500 {
 		return
@@ -129,6 +134,8 @@ func (h *handshake) outcome(asked int) error {
 		return h.err
 	case asked == 0:
 		return matrix.NotFound("no server is known that is in the room")
+	case asked == h.forbidden:
+		return matrix.Forbidden("this server is not allowed to talk to the servers through which the room could be reached")
 	}
 	return matrix.NewError(http.StatusBadGateway, "M_UNKNOWN", "none of the servers that may be in the room could help")
 }

@@ -562,3 +562,21 @@ func TestTwoUsersJoinAnUnknownRoomAtOnce(t *testing.T) {
 		t.Errorf("got %v and %v, want one to join and the other to be told so", first, second)
 	}
 }
+
+func TestAJoinThatOurPolicyForbidsIsForbidden(t *testing.T) {
+	w := newWorld(t, "one", "two", "three")
+	one, two := w.at("one"), w.at("two")
+	room := one.newRoom("@alice:one", "11", "public")
+	w.fault["make_join one"] = func() error { return fmt.Errorf("one: %w", ErrNotPermitted) }
+	if err := two.tryJoin(room, "@bob:two", "one"); matrix.ErrorCode(err) != "M_FORBIDDEN" {
+		t.Errorf("got %v, want M_FORBIDDEN", err)
+	}
+	w.fault["make_join three"] = func() error { return errNoAnswer } // which might have helped
+	if err := two.tryJoin(room, "@bob:two", "one", "three"); matrix.ErrorCode(err) != "M_UNKNOWN" {
+		t.Errorf("one forbidden and one silent: got %v, want M_UNKNOWN", err)
+	}
+	w.fault["invite two"] = w.fault["make_join one"]
+	if _, err := one.invite(room, "@alice:one", "@bob:two"); matrix.ErrorCode(err) != "M_FORBIDDEN" {
+		t.Errorf("invite: got %v, want M_FORBIDDEN", err)
+	}
+}

@@ -3,9 +3,13 @@ package room
 import (
 	"context"
 	"encoding/json"
+	"errors"
 
 	"parley.im/parley/server/matrix"
 )
+
+// ErrNotPermitted is the error of a [Remote] that must not talk to a server.
+var ErrNotPermitted = errors.New("the configuration does not allow to talk to this server")
 
 // Remote is what a room asks of other servers. *federation.Client implements it; tests connect two Services directly.
 //
@@ -14,8 +18,8 @@ import (
 // raw, exactly as received, and it is this package that verifies them. A nil slice means the field was absent or empty.
 //
 // An answer that is not 2xx comes back as a *matrix.Error with the other server's errcode, message and status. A server that
-// could not be reached, is backing off, is not allowed by this server's policy, or answered with something that is no JSON of
-// the expected shape comes back as any other error: the caller then tries the next server.
+// could not be reached, is backing off, is not allowed by this server's policy (ErrNotPermitted), or answered with something that is no JSON
+// of the expected shape comes back as any other error: the caller then tries the next server.
 type Remote interface {
 	// MakeJoin asks for the template of user's join event: GET /_matrix/federation/v1/make_join.
 	// versions are the room versions we support.
