@@ -40,6 +40,8 @@ type RoomAppend struct {
 	// PendingRedactions are redactions whose target is not here; Arrived are targets whose pending redactions are done with.
 	PendingRedactions []*Event
 	Arrived           []matrix.EventID
+	// Partial is what becomes of a room that was joined with the members left out.
+	Partial PartialChange
 
 	// Err is what came of it: nil, ErrMoved, or a database's error. Nothing is written unless it is nil.
 	Err error
@@ -92,7 +94,7 @@ func (tx *Tx) AppendRooms(appends []*RoomAppend) error {
 			kept = append(kept, a)
 		}
 	}
-	for _, write := range []func([]*RoomAppend) error{tx.insertEvents, tx.updateEvents, tx.writeStates, tx.writeMembers, tx.writeRelations, tx.writeGaps,
+	for _, write := range []func([]*RoomAppend) error{tx.insertEvents, tx.updateEvents, tx.writePartial, tx.writeStates, tx.writeMembers, tx.writeRelations, tx.writeGaps,
 		tx.writeVoiceMessages, tx.forgetTranscripts, tx.forgetPlayed, tx.queueForIndex} {
 		if err := write(kept); err != nil {
 			return err
@@ -112,7 +114,7 @@ func (a *RoomAppend) positions() int {
 			}
 		}
 	}
-	if n == 0 && (a.Room.Root != a.OldRoot || len(a.Members) > 0) {
+	if n == 0 && (a.Room.Root != a.OldRoot || len(a.Members) > 0 || a.Partial.Done) {
 		n = 1
 	}
 	return n

@@ -57,6 +57,7 @@ const (
 	TopicPush
 	TopicPlayedReceipt // somebody has played a voice message that User sent
 	TopicTranscript    // what is said in a voice message in Room is known now, or has been changed
+	TopicPartial       // a room was entered with members left out, or they have been fetched: Room is set
 )
 
 // Wake says for whom there is something new. Fields that do not apply are empty.

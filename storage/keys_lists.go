@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"encoding/json"
 	"errors"
+	"slices"
 
 	"parley.im/parley/server/matrix"
 )
@@ -90,8 +91,9 @@ const maxNewServers = 200
 // as they share no other room with the user and so know nothing of them yet.
 // Spec v1.19 server-server-api/#device-management
 func (db *DB) AnnounceDevices(ctx context.Context, own matrix.ServerName, user matrix.UserID, room matrix.RoomID) error {
-	servers, err := scanAll(db.Read(ctx).Raw(`SELECT DISTINCT m.server FROM memberships m JOIN rooms r ON r.num = m.room
-		WHERE r.room_id = ? AND m.membership = 'join' AND m.server <> ? AND NOT EXISTS (SELECT 1 FROM memberships me
+	servers, err := scanAll(db.Read(ctx).Raw(`SELECT DISTINCT m.server FROM (SELECT room, server FROM memberships WHERE membership = 'join'
+		UNION SELECT room, server FROM partial_servers) m JOIN rooms r ON r.num = m.room
+		WHERE r.room_id = ? AND m.server <> ? AND NOT EXISTS (SELECT 1 FROM memberships me
 		JOIN memberships o ON o.room = me.room AND o.server = m.server AND o.membership = 'join'
 		WHERE me.user_id = ? AND me.membership = 'join' AND me.room <> m.room) LIMIT ?`, room, own, user, maxNewServers+1),
 		func(rows *sql.Rows) (s matrix.ServerName, err error) { return s, rows.Scan(&s) })
@@ -183,14 +185,13 @@ func (db *DB) RemoteDeviceLists(ctx context.Context, users []matrix.UserID) (map
 	return found, err
 }
 
-// SharesRoom finds which of these users are in a room together with somebody of the given server.
+// SharesRoom finds which of these users are in a room together with somebody of the given server, or may be, as far as is known of a partial room.
 func (db *DB) SharesRoom(ctx context.Context, server matrix.ServerName, users []matrix.UserID) (map[matrix.UserID]bool, error) {
 	found := map[matrix.UserID]bool{}
 	for _, user := range users {
 		var shares bool
-		err := db.Read(ctx).Raw(`SELECT EXISTS (SELECT 1 FROM memberships r
-			WHERE r.user_id = ? AND r.membership = 'join' AND EXISTS (SELECT 1 FROM memberships l
-			WHERE l.room = r.room AND l.server = ? AND l.membership = 'join'))`, user, server).Row().Scan(&shares)
+		err := db.Read(ctx).Raw("SELECT EXISTS (SELECT 1 FROM "+roomsOfUser+` r WHERE EXISTS (SELECT 1 FROM memberships l
+			WHERE l.room = r.room AND l.server = ? AND l.membership = 'join'))`, user, user.Server(), user, server).Row().Scan(&shares)
 		if err != nil {
 			return nil, err
 		}
@@ -374,6 +375,11 @@ func (db *DB) ForgetUnsharedDevices(ctx context.Context, server matrix.ServerNam
 	if err != nil || len(users) == 0 {
 		return err
 	}
+	maybe, err := db.SharesRoom(ctx, server, users)
+	if err != nil {
+		return err
+	}
+	users = slices.DeleteFunc(users, func(u matrix.UserID) bool { return maybe[u] })
 	return db.Write(ctx, func(tx *Tx) error {
 		for _, user := range users {
 			if err := tx.forgetRemoteKeys(user); err != nil {

@@ -25,6 +25,8 @@ const (
 	HasMissing
 	// HasPendingRedactions: a redaction has come before the event that it redacts.
 	HasPendingRedactions
+	// WasPartial: it has, or had, the flag PartialState, so that there is more to know of it in partial_rooms.
+	WasPartial RoomFlags = 1 << 16
 )
 
 // Room is a room as it is stored.
@@ -242,11 +244,11 @@ func (db *DB) RoomsOfServer(ctx context.Context, server matrix.ServerName) ([]ma
 	return ids, err
 }
 
-// UsersSharing lists those who are joined to a room in which user is joined, user included. With a server, only its users.
+// UsersSharing lists those who are joined to a room in which user is joined, user included, or may be, as far as is known of a partial room. With a
+// server, only its users.
 func (db *DB) UsersSharing(ctx context.Context, user matrix.UserID, server matrix.ServerName) ([]matrix.UserID, error) {
-	query := `SELECT DISTINCT b.user_id FROM memberships a JOIN memberships b ON b.room = a.room
-		WHERE a.user_id = ? AND a.membership = 'join' AND b.membership = 'join'`
-	args := []any{string(user)}
+	query := "SELECT DISTINCT b.user_id FROM " + roomsOfUser + " a JOIN memberships b ON b.room = a.room WHERE b.membership = 'join'"
+	args := []any{string(user), string(user.Server()), string(user)}
 	if server != "" {
 		query, args = query+" AND b.server = ?", append(args, string(server))
 	}

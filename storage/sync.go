@@ -133,11 +133,10 @@ func (db *DB) UserReceipts(ctx context.Context, user matrix.UserID, room matrix.
 	return receipts(rows), err
 }
 
-// JoinedRooms lists the rooms that a user, of this server or another, is joined to.
+// JoinedRooms lists the rooms that a user, of this server or another, is joined to, or may be, as far as is known of a partial room.
 func (db *DB) JoinedRooms(ctx context.Context, user matrix.UserID) ([]matrix.RoomID, error) {
 	var rooms []matrix.RoomID
-	err := db.Read(ctx).Raw(`SELECT rooms.room_id FROM memberships JOIN rooms ON rooms.num = memberships.room
-		WHERE memberships.user_id = ? AND memberships.membership = 'join'`, user).Scan(&rooms).Error
+	err := db.Read(ctx).Raw("SELECT rooms.room_id FROM "+roomsOfUser+" m JOIN rooms ON rooms.num = m.room", user, user.Server(), user).Scan(&rooms).Error
 	return rooms, err
 }
 
