@@ -328,7 +328,7 @@ func (u *update) accept(e *matrix.Event, how arrival) (added *storage.Event, ver
 		}
 		return old, nil, nil
 	}
-	before, err := u.stateBefore(e, how.states)
+	before, told, err := u.stateBefore(e, how.states)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -340,7 +340,7 @@ func (u *update) accept(e *matrix.Event, how arrival) (added *storage.Event, ver
 		}
 		how.history = missing[e.ID()]
 	}
-	in := entry{event: e, before: before, history: how.history}
+	in := entry{event: e, before: before, history: how.history, told: told}
 	// 4. Passes authorization rules based on the event's auth events, otherwise it is rejected.
 	verdict, err = u.judgeByAuthEvents(e)
 	if err != nil {
@@ -369,25 +369,26 @@ func (u *update) accept(e *matrix.Event, how arrival) (added *storage.Event, ver
 	return added, verdict, err
 }
 
-// stateBefore resolves the states after the event's prev_events. Those that are not here come from told; errGap if they are not
-// there either.
-func (u *update) stateBefore(e *matrix.Event, told map[matrix.EventID][]storage.StateEntry) (storage.StateRoot, error) {
+// stateBefore resolves the states after the event's prev_events. Those that are not here come from states and are returned, too; errGap if
+// they are not there either.
+func (u *update) stateBefore(e *matrix.Event, states map[matrix.EventID][]storage.StateEntry) (before storage.StateRoot, told []storage.StateRoot, err error) {
 	var roots []storage.StateRoot
 	for _, id := range e.PrevEvents() {
 		p, err := u.known(id)
 		if err != nil {
-			return storage.StateRoot{}, err
+			return before, nil, err
 		}
 		var root storage.StateRoot
 		if p != nil && p.Flags&storage.Outlier == 0 {
 			root, err = u.after(p)
-		} else if entries, ok := told[id]; ok {
+		} else if entries, ok := states[id]; ok {
 			root, err = u.s.o.DB.UpdateState(u.ctx, u.room.Num, storage.StateRoot{}, entries, &u.fresh.nodes)
+			told = append(told, root)
 		} else {
 			err = errGap
 		}
 		if err != nil {
-			return storage.StateRoot{}, err
+			return before, nil, err
 		}
 		if !slices.Contains(roots, root) {
 			roots = append(roots, root)
@@ -395,11 +396,12 @@ func (u *update) stateBefore(e *matrix.Event, told map[matrix.EventID][]storage.
 	}
 	switch len(roots) {
 	case 0:
-		return storage.StateRoot{}, nil
+		return before, told, nil
 	case 1:
-		return roots[0], nil
+		return roots[0], told, nil
 	}
-	return u.s.resolve(u.ctx, u.room, roots, u.fresh)
+	before, err = u.s.resolve(u.ctx, u.room, roots, u.fresh)
+	return before, told, err
 }
 
 // judgeByAuthEvents checks the event against its own auth events; err is errNoAuth if they are not all here.
@@ -424,9 +426,16 @@ func (u *update) judgeByAuthEvents(e *matrix.Event) (verdict, err error) {
 	return matrix.AuthorizeByAuthEvents(e, auth, eventOf(u.snap.Create), func(id matrix.EventID) bool { return rejected[id] }), nil
 }
 
-// authorizeIn checks the event against a state of the room.
+// authorizeIn checks the event against a state of the room. While that lacks members, those that the event itself goes by stand in.
 func (u *update) authorizeIn(e *matrix.Event, root storage.StateRoot) (verdict, err error) {
-	err = u.s.authorize(u.ctx, u.room.Num, e, root, u.fresh)
+	state, err := u.s.lookup(u.ctx, u.room.Num, root, e.AuthKeys(), u.fresh)
+	if err == nil && u.snap.PartialState && !u.whole {
+		state, err = u.withClaimed(e, state)
+	}
+	if err != nil {
+		return nil, err
+	}
+	err = matrix.Authorize(e, state)
 	var refused *matrix.AuthError
 	if errors.As(err, &refused) {
 		return refused, nil
@@ -492,9 +501,9 @@ func (s *Service) setOutsideMembership(ctx context.Context, room matrix.RoomID, 
 
 // behindRefused adds to prev_events what stands behind those that were rejected or soft-failed: they have not become part of the tip, so
 // what stands before them has not left it.
-func (u *update) behindRefused(prev []matrix.EventID) ([]matrix.EventID, error) {
+func (u *update) behindRefused(tip []*storage.Event, prev []matrix.EventID) ([]matrix.EventID, error) {
 	inTip := func(id matrix.EventID) bool {
-		return slices.ContainsFunc(u.snap.Tip, func(t *storage.Event) bool { return t.ID() == id })
+		return slices.ContainsFunc(tip, func(t *storage.Event) bool { return t.ID() == id })
 	}
 	if !slices.ContainsFunc(prev, func(id matrix.EventID) bool { return !inTip(id) }) {
 		return prev, nil

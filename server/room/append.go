@@ -14,10 +14,12 @@ import (
 
 // job is a function that waits for its turn in a room.
 type job struct {
-	ctx  context.Context
-	fn   func(u *update) error
-	err  error
-	done chan bool // true: it is done, and err is set; false: run the queue yourself
+	ctx context.Context
+	fn  func(u *update) error
+	err error
+	// alone is set if fn must not share its write with others.
+	alone bool
+	done  chan bool // true: it is done, and err is set; false: run the queue yourself
 }
 
 const (
@@ -77,7 +79,15 @@ func emptySnapshot(row storage.Room) *Snapshot {
 
 // run queues fn. Who finds nobody running the queue runs it, once: it then hands that over to the next in the queue.
 func (s *Service) run(ctx context.Context, r *Room, fn func(u *update) error) error {
-	j := &job{ctx: ctx, fn: fn, done: make(chan bool, 1)}
+	return s.runJob(r, &job{ctx: ctx, fn: fn, done: make(chan bool, 1)})
+}
+
+// runAlone is run for a function that needs all that was done before it to be in the database.
+func (s *Service) runAlone(ctx context.Context, r *Room, fn func(u *update) error) error {
+	return s.runJob(r, &job{ctx: ctx, fn: fn, alone: true, done: make(chan bool, 1)})
+}
+
+func (s *Service) runJob(r *Room, j *job) error {
 	r.mu.Lock()
 	r.queue = append(r.queue, j)
 	lead := !r.busy
@@ -88,6 +98,12 @@ func (s *Service) run(ctx context.Context, r *Room, fn func(u *update) error) er
 	}
 	r.mu.Lock()
 	n := min(len(r.queue), maxJobs)
+	for i := range n { // who wants to be alone is alone
+		if r.queue[i].alone {
+			n = max(i, 1)
+			break
+		}
+	}
 	jobs := slices.Clone(r.queue[:n]) // j is the first: those before it have been run by others
 	r.queue = r.queue[n:]
 	r.mu.Unlock()
@@ -172,7 +188,7 @@ func (s *Service) reload(ctx context.Context, r *Room) error {
 		return err
 	}
 	r.Num = row.Num
-	r.snap.Store(snap)
+	r.replace(snap)
 	s.forgetUsers()
 	return nil
 }

@@ -26,6 +26,9 @@ func (s *Service) joined(ctx context.Context, server matrix.ServerName, join *ma
 	if r, err := s.Room(ctx, join.RoomID()); err == nil && r.Snapshot().Joined() {
 		return s.takeLate(ctx, server, r, join)
 	}
+	if answer.MembersOmitted && !s.o.Config.PartialJoins {
+		return errors.New("it has left out members that were asked for")
+	}
 	if len(answer.State) > maxStateEvents || len(answer.AuthChain) > maxStateEvents {
 		return fmt.Errorf("a state of %d events with %d auth events", len(answer.State), len(answer.AuthChain))
 	}
@@ -54,15 +57,34 @@ func (s *Service) joined(ctx context.Context, server matrix.ServerName, join *ma
 		return eventOf(e), e != nil && e.Flags&storage.Rejected != 0
 	})
 	var state []stateEvent
+	claimed := map[string]stateEvent{}
 	err = s.storeJudged(ctx, room, version, verdicts, func(e *storage.Event) {
-		if inState[e.ID()] && e.Flags&storage.Rejected == 0 {
+		switch {
+		case e.Flags&storage.Rejected != 0:
+		case inState[e.ID()]:
 			state = append(state, stateEventOf(e))
+		case e.Type() == matrix.TypeMember && slices.Contains(join.AuthEvents(), e.ID()):
+			claimed[stateKey(e.Event)] = stateEventOf(e)
 		}
 	})
 	if err != nil {
 		return err
 	}
-	return s.startFrom(ctx, join, state)
+	if !answer.MembersOmitted {
+		return s.startFrom(ctx, join, state, nil)
+	}
+	// The members by which the join goes are of the state before it, even where members are left out.
+	for _, e := range state {
+		if e.Type == matrix.TypeMember {
+			delete(claimed, e.Key)
+		}
+	}
+	state = slices.AppendSeq(state, maps.Values(claimed))
+	if err := s.startFrom(ctx, join, state, s.partialServers(server, answer.ServersInRoom)); err != nil {
+		return err
+	}
+	s.foreign.partial.kick(s, room)
+	return nil
 }
 
 // createOf finds the one create event of a state, whose signatures have been checked, and checks that it makes a room of the version.
@@ -96,8 +118,8 @@ func stateEventOf(e *storage.Event) stateEvent {
 }
 
 // startFrom makes the join the room's tip, with the stored events of state before it. What we had of the room before is
-// history.
-func (s *Service) startFrom(ctx context.Context, join *matrix.Event, state []stateEvent) error {
+// history. If members are left out of the state, servers are those that are in the room; else it is nil.
+func (s *Service) startFrom(ctx context.Context, join *matrix.Event, state []stateEvent, servers []matrix.ServerName) error {
 	r, err := s.pin(ctx, join.RoomID())
 	if err != nil {
 		return err
@@ -110,6 +132,7 @@ func (s *Service) startFrom(ctx context.Context, join *matrix.Event, state []sta
 	if err != nil {
 		return err
 	}
+	in.partial = servers
 	return s.run(ctx, r, func(u *update) error { return u.enter(join, in) })
 }
 
@@ -121,6 +144,7 @@ type entrance struct {
 	servers         map[matrix.ServerName]int // how many are joined
 	joined, invited int
 	local           map[matrix.UserID]storage.MemberRow // members of this server
+	partial         []matrix.ServerName                 // if members are left out: the servers in the room
 }
 
 // stageEntrance makes ready what can be written before the room is entered. The error is storage.ErrMoved if it has been entered meanwhile.
@@ -208,7 +232,10 @@ func (u *update) enter(join *matrix.Event, in *entrance) error {
 		return fmt.Errorf("the server let us in, but its state does not: %w", verdict)
 	}
 	u.handed = join.ID()
-	_, err = u.append(entry{event: join, before: in.root})
+	added, err := u.append(entry{event: join, before: in.root})
+	if err == nil && in.partial != nil {
+		u.beginPartial(added, in.root, in.partial)
+	}
 	return err
 }
 
@@ -254,6 +281,12 @@ func (u *update) changeLocal(join *matrix.Event, in *entrance) error {
 func (u *update) startOver(in *entrance) {
 	u.snap.Tip, u.snap.Depth = nil, 0
 	u.snap.Root = in.root
+	if u.snap.partial = nil; in.partial != nil {
+		u.setFlags(storage.PartialState|storage.WasPartial, 0)
+	} else if u.snap.PartialState { // as it was entered the last time
+		u.setFlags(0, storage.PartialState)
+		u.add.Partial.Done = true
+	}
 	u.snap.Servers, u.snap.JoinedCount, u.snap.InvitedCount = maps.Clone(in.servers), in.joined, in.invited
 	u.snap.Local = map[matrix.UserID]int64{}
 	for user, m := range in.local {

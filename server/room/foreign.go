@@ -13,6 +13,7 @@ type foreign struct {
 	hierarchies memo[hierarchyKey, HierarchyResponse]
 	summaries   memo[matrix.RoomID, summaryEntry]
 	inbound     inboundQueues
+	partial     partialQueues
 	resume      sync.Once // of what waited when the server was stopped
 	joins       keyedLocks
 	histories   keyedLocks

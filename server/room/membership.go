@@ -35,6 +35,8 @@ func (s *Service) Join(ctx context.Context, r JoinRequest) (matrix.RoomID, error
 		}
 		if err != nil || !room.Snapshot().Joined() {
 			err = s.joinThrough(ctx, r, content, false)
+		} else if snap := room.Snapshot(); snap.PartialState && snap.Local[r.User] == 0 { // who may be banned, for all we know
+			err = s.joinThrough(ctx, r, content, true)
 		} else {
 			err = s.joinHere(ctx, r, content)
 			if errors.Is(err, errCannotGrant) {
@@ -132,6 +134,7 @@ func (u *update) mayJoinRestricted(user matrix.UserID) (allowed, sure bool, err 
 		if m.Membership == matrix.Join {
 			return true, true, nil
 		}
+		sure = sure && !other.Snapshot().PartialState
 	}
 	return false, sure, nil
 }
@@ -344,7 +347,7 @@ func (s *Service) changeOther(ctx context.Context, r MemberRequest, membership s
 		if old != nil {
 			current = old.Membership()
 		}
-		if err := check(current); err != nil {
+		if err := check(current); err != nil && (old != nil || !u.snap.PartialState) {
 			return err
 		}
 		_, err = u.setMember(r.Sender, r.Target, content)

@@ -66,11 +66,15 @@ type Snapshot struct {
 	Servers map[matrix.ServerName]int
 	// JoinedCount and InvitedCount count members.
 	JoinedCount, InvitedCount int
-	// PartialState is set while the members of a room that we joined with the members left out are still being fetched.
+	// PartialState is set while the members of a room that we joined with the members left out are still being fetched. Servers
+	// then counts one member more of each server that is said to be in the room.
 	PartialState bool
+	// WholePos is the stream position at which that was done; 0 if it never was.
+	WholePos int64
 
-	row    storage.Room
-	stored bool // the row is in the database
+	row     storage.Room
+	stored  bool         // the row is in the database
+	partial *partialRoom // nil unless PartialState
 
 	window window
 }
@@ -248,18 +252,13 @@ func (s *Service) load(ctx context.Context, row storage.Room) (*Snapshot, error)
 	if snap.Tip, err = s.o.DB.Events(ctx, row.Tip); err != nil {
 		return nil, err
 	}
-	counts, err := s.o.DB.MemberCounts(ctx, row.Num)
+	counts, err := s.countMembers(ctx, row.Num)
 	if err != nil {
 		return nil, err
 	}
-	for _, c := range counts {
-		switch c.Membership {
-		case matrix.Join:
-			snap.Servers[c.Server] = c.Count
-			snap.JoinedCount += c.Count
-		case matrix.Invite:
-			snap.InvitedCount += c.Count
-		}
+	snap.Servers, snap.JoinedCount, snap.InvitedCount = counts.servers, counts.joined, counts.invited
+	if err := s.loadPartial(ctx, snap); err != nil {
+		return nil, err
 	}
 	local, err := s.o.DB.RoomMembers(ctx, row.Num, s.o.ServerName, matrix.Join)
 	if err != nil {
@@ -270,6 +269,23 @@ func (s *Service) load(ctx context.Context, row storage.Room) (*Snapshot, error)
 	}
 	snap.window = window{from: row.Pos, rootsFrom: row.Pos, rootAtStart: row.Root}
 	return snap, s.decode(ctx, snap, nil)
+}
+
+// loadPartial reads what is known of a room that is, or was, partial.
+func (s *Service) loadPartial(ctx context.Context, snap *Snapshot) error {
+	if snap.row.Flags&storage.WasPartial == 0 {
+		return nil
+	}
+	p, err := s.o.DB.PartialRoom(ctx, snap.row.Num)
+	if err != nil {
+		return err
+	}
+	snap.WholePos = p.WholePos
+	if snap.PartialState {
+		snap.partial = newPartialRoom(p)
+		snap.countUnknown(1)
+	}
+	return nil
 }
 
 // decode sets what a snapshot holds decoded of its current state.

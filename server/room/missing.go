@@ -171,31 +171,50 @@ func (s *Service) pull(ctx context.Context, server matrix.ServerName, r *Room, e
 // stateAfter asks server for the state after an event that is not in our graph, stores the events of it as outliers, and returns its
 // entries.
 func (s *Service) stateAfter(ctx context.Context, server matrix.ServerName, r *Room, event matrix.EventID) ([]storage.StateEntry, error) {
-	ids, err := s.o.Remote.StateIDs(ctx, server, r.ID, event)
+	state, _, err := s.toldState(ctx, server, r, event)
 	if err != nil {
 		return nil, err
-	}
-	if len(ids.PDUIDs) > maxStateEvents || len(ids.AuthChainIDs) > maxStateEvents {
-		return nil, fmt.Errorf("a state of %d events with %d auth events", len(ids.PDUIDs), len(ids.AuthChainIDs))
-	}
-	wanted := slices.Concat(ids.PDUIDs, ids.AuthChainIDs, []matrix.EventID{event})
-	if err := s.fetchWanted(ctx, server, r, event, wanted); err != nil {
-		return nil, err
-	}
-	state, err := s.o.DB.EventsByID(ctx, append(slices.Clone(ids.PDUIDs), event)) // in this order: the event itself last
-	if err != nil {
-		return nil, err
-	}
-	if len(state) == 0 || state[len(state)-1].ID() != event {
-		return nil, fmt.Errorf("the server gives the state before %s, but not the event", event)
 	}
 	entries := make([]storage.StateEntry, 0, len(state))
 	for _, e := range state {
-		if e.RoomNum == r.Num && e.IsState() && e.Flags&storage.Rejected == 0 {
-			entries = append(entries, storage.StateEntry{Type: e.Type(), Key: stateKey(e.Event), Num: e.Num})
-		}
+		entries = append(entries, storage.StateEntry{Type: e.Type(), Key: stateKey(e.Event), Num: e.Num})
 	}
 	return entries, nil
+}
+
+// toldState is the state before an event as server tells it, and the event itself last if it is of the state after it; missing counts the events
+// of it that could not be had.
+func (s *Service) toldState(ctx context.Context, server matrix.ServerName, r *Room, event matrix.EventID) (state []*storage.Event, missing int, err error) {
+	ids, err := s.o.Remote.StateIDs(ctx, server, r.ID, event)
+	if err != nil {
+		return nil, 0, err
+	}
+	if len(ids.PDUIDs) > maxStateEvents || len(ids.AuthChainIDs) > maxStateEvents {
+		return nil, 0, fmt.Errorf("a state of %d events with %d auth events", len(ids.PDUIDs), len(ids.AuthChainIDs))
+	}
+	wanted := slices.Concat(ids.PDUIDs, ids.AuthChainIDs, []matrix.EventID{event})
+	if err := s.fetchWanted(ctx, server, r, event, wanted); err != nil {
+		return nil, 0, err
+	}
+	named := make(map[matrix.EventID]bool, len(ids.PDUIDs))
+	all := make([]matrix.EventID, 0, len(ids.PDUIDs)+1)
+	for _, id := range ids.PDUIDs {
+		if id != event && !named[id] {
+			named[id] = true
+			all = append(all, id)
+		}
+	}
+	all = append(all, event) // in this order: the event itself last
+	if state, err = s.o.DB.EventsByID(ctx, all); err != nil {
+		return nil, 0, err
+	}
+	if len(state) == 0 || state[len(state)-1].ID() != event {
+		return nil, 0, fmt.Errorf("the server gives the state before %s, but not the event", event)
+	}
+	missing = len(all) - len(state)
+	return slices.DeleteFunc(state, func(e *storage.Event) bool {
+		return e.RoomNum != r.Num || !e.IsState() || e.Flags&storage.Rejected != 0
+	}), missing, nil
 }
 
 // fetchWanted fetches those of the wanted events that are not here, and stores them as outliers. at is an event before which all of them

@@ -212,7 +212,7 @@ func (s *Service) joinThrough(ctx context.Context, r JoinRequest, content json.R
 			h.failed(server, err)
 			continue
 		}
-		accepted, err := s.o.Remote.SendJoin(ctx, server, r.Room, join.ID(), join.JSON(), false)
+		accepted, err := s.o.Remote.SendJoin(ctx, server, r.Room, join.ID(), join.JSON(), s.o.Config.PartialJoins)
 		if err != nil {
 			h.failed(server, err)
 			continue

@@ -57,9 +57,21 @@ func (s *Service) access(ctx context.Context, room matrix.RoomID, user matrix.Us
 	return nil, matrix.Forbidden("you are not in this room")
 }
 
+// accessWhole is access for what shows the members of a room: it waits for them. Errors: M_FORBIDDEN, M_UNABLE_DUE_TO_PARTIAL_STATE.
+func (s *Service) accessWhole(ctx context.Context, room matrix.RoomID, user matrix.UserID) (*access, error) {
+	a, err := s.access(ctx, room, user)
+	if err != nil || !a.snap.PartialState {
+		return a, err
+	}
+	if err := s.AwaitWhole(ctx, room, clientPatience); err != nil {
+		return nil, err
+	}
+	return s.access(ctx, room, user)
+}
+
 // State is GET /rooms/{room}/state: the current state, or the state as the user left it. A JSON array.
 func (s *Service) State(ctx context.Context, room matrix.RoomID, r Reader) (json.RawMessage, error) {
-	a, err := s.access(ctx, room, r.User)
+	a, err := s.accessWhole(ctx, room, r.User)
 	if err != nil {
 		return nil, err
 	}
@@ -109,6 +121,11 @@ func (s *Service) StateEvent(ctx context.Context, room matrix.RoomID, r Reader, 
 		return nil, err
 	}
 	e, err := s.stateEvent(ctx, a.room.Num, a.root, typ, stateKey, nil)
+	if err == nil && e == nil && typ == matrix.TypeMember && a.snap.PartialState {
+		if a, err = s.accessWhole(ctx, room, r.User); err == nil {
+			e, err = s.stateEvent(ctx, a.room.Num, a.root, typ, stateKey, nil)
+		}
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -135,7 +152,7 @@ type MembersRequest struct {
 
 // Members gives the {"chunk": …} of member events.
 func (s *Service) Members(ctx context.Context, room matrix.RoomID, r Reader, q MembersRequest) (json.RawMessage, error) {
-	a, err := s.access(ctx, room, r.User)
+	a, err := s.accessWhole(ctx, room, r.User)
 	if err != nil {
 		return nil, err
 	}
@@ -189,7 +206,7 @@ type JoinedMember struct {
 
 // JoinedMembers is GET /rooms/{room}/joined_members, by user. Only for who is in the room.
 func (s *Service) JoinedMembers(ctx context.Context, room matrix.RoomID, user matrix.UserID) (map[matrix.UserID]JoinedMember, error) {
-	a, err := s.access(ctx, room, user)
+	a, err := s.accessWhole(ctx, room, user)
 	if err != nil {
 		return nil, err
 	}

@@ -30,6 +30,15 @@ func (s *Service) resident(ctx context.Context, room matrix.RoomID, origin matri
 	return r, nil
 }
 
+// wholeResident is resident for what needs the room's whole state.
+func (s *Service) wholeResident(ctx context.Context, room matrix.RoomID, origin matrix.ServerName) (*Room, error) {
+	r, err := s.resident(ctx, room, origin)
+	if err == nil && r.Snapshot().PartialState {
+		err = errPartial
+	}
+	return r, err
+}
+
 // MakeJoin answers GET /make_join: the template of user's join. versions are the room versions that origin supports.
 // Errors: M_NOT_FOUND (we are not in the room), M_FORBIDDEN, M_INCOMPATIBLE_ROOM_VERSION, M_UNABLE_TO_AUTHORISE_JOIN,
 // M_UNABLE_TO_GRANT_JOIN. Spec v1.19 server-server-api/#get_matrixfederationv1make_joinroomiduserid
@@ -37,7 +46,7 @@ func (s *Service) MakeJoin(ctx context.Context, origin matrix.ServerName, room m
 	if len(versions) == 0 {
 		versions = []string{"1"}
 	}
-	r, err := s.resident(ctx, room, origin)
+	r, err := s.wholeResident(ctx, room, origin)
 	if err != nil {
 		return MakeResponse{}, err
 	}
@@ -61,12 +70,16 @@ func (s *Service) MakeLeave(ctx context.Context, origin matrix.ServerName, room 
 	if err != nil {
 		return MakeResponse{}, err
 	}
-	return s.template(ctx, origin, r, user, map[string]any{"membership": matrix.Leave})
+	answer, err := s.template(ctx, origin, r, user, map[string]any{"membership": matrix.Leave})
+	if matrix.ErrorCode(err) == "M_FORBIDDEN" && r.Snapshot().PartialState { // we may not know that the user is there
+		err = errPartial
+	}
+	return answer, err
 }
 
 // MakeKnock answers GET /make_knock. Errors: M_NOT_FOUND, M_FORBIDDEN, M_INCOMPATIBLE_ROOM_VERSION.
 func (s *Service) MakeKnock(ctx context.Context, origin matrix.ServerName, room matrix.RoomID, user matrix.UserID, versions []string) (MakeResponse, error) {
-	r, err := s.resident(ctx, room, origin)
+	r, err := s.wholeResident(ctx, room, origin)
 	if err != nil {
 		return MakeResponse{}, err
 	}
@@ -128,12 +141,13 @@ func (s *Service) authoriseRestricted(ctx context.Context, r *Room, user matrix.
 		} else if err != nil {
 			return "", err
 		}
-		known = true
 		m, err := s.Membership(ctx, id, user)
 		if err != nil {
 			return "", err
 		}
-		if allowed = m.Membership == matrix.Join; allowed {
+		allowed = m.Membership == matrix.Join
+		known = known || allowed || !other.Snapshot().PartialState
+		if allowed {
 			break
 		}
 	}
@@ -160,7 +174,11 @@ func (s *Service) authoriseRestricted(ctx context.Context, r *Room, user matrix.
 // handedIn checks a member event that origin hands in at send_join, send_leave or send_knock. A join that was authorized in the name of one of
 // our users comes back with our signature.
 func (s *Service) handedIn(ctx context.Context, origin matrix.ServerName, room matrix.RoomID, id matrix.EventID, raw json.RawMessage, membership string) (*Room, *matrix.Event, error) {
-	r, err := s.resident(ctx, room, origin)
+	resident := s.wholeResident
+	if membership == matrix.Leave { // whose answer tells nothing of the state
+		resident = s.resident
+	}
+	r, err := resident(ctx, room, origin)
 	if err != nil {
 		return nil, nil, err
 	}

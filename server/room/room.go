@@ -43,11 +43,13 @@ type Config struct {
 	// Search keeps an index of the words of messages that are not encrypted, for POST /search: about 150 bytes of disk a message and a
 	// few hundredths of a millisecond. Without it there is no search; if it is turned on later, the index is made in the background.
 	Search bool `mapstructure:"search" yaml:"search"`
+	// PartialJoins has rooms on other servers joined without waiting for all of their members, which are fetched in the background.
+	PartialJoins bool `mapstructure:"partial_joins" yaml:"partial_joins"`
 }
 
 // DefaultConfig is what holds where the file says nothing.
 func DefaultConfig() Config {
-	return Config{DefaultVersion: "11", LoadedRooms: 2000, Window: 64, MaxInvites: 100, Search: true}
+	return Config{DefaultVersion: "11", LoadedRooms: 2000, Window: 64, MaxInvites: 100, Search: true, PartialJoins: true}
 }
 
 // Options are what New needs.
@@ -137,6 +139,7 @@ func New(o Options) *Service {
 // Close waits for work in the background.
 func (s *Service) Close() error {
 	s.stopListening()
+	s.foreign.partial.close()
 	s.foreign.inbound.close()
 	return nil
 }

@@ -148,11 +148,37 @@ func (s *Service) stateForServer(ctx context.Context, server matrix.ServerName, 
 	if e.RoomID() != room || e.Flags&storage.Outlier != 0 {
 		return nil, nil, matrix.NotFound("the state before that event is not known here")
 	}
+	if e, err = s.withWholeState(ctx, e); err != nil {
+		return nil, nil, err
+	}
 	if state, err = s.StateEvents(ctx, room, e.Before, storage.AllState); err != nil {
 		return nil, nil, err
 	}
 	chain, err = s.AuthChain(ctx, state)
 	return state, chain, err
+}
+
+// withWholeState waits until the whole state before an event is known, and gives the event as it is then. Errors: M_NOT_FOUND (it takes too long).
+func (s *Service) withWholeState(ctx context.Context, e *storage.Event) (*storage.Event, error) {
+	r, err := s.Room(ctx, e.RoomID())
+	if err != nil {
+		return nil, err
+	}
+	p := r.Snapshot().partial
+	if p == nil {
+		return e, nil
+	}
+	if since, err := s.o.DB.IsPartialEvent(ctx, r.Num, e.Num); err != nil {
+		return nil, err
+	} else if !since && e.Num != p.Join {
+		return e, nil
+	}
+	if err := s.AwaitWhole(ctx, r.ID, serverPatience); matrix.ErrorCode(err) == "M_UNABLE_DUE_TO_PARTIAL_STATE" {
+		return nil, errPartial
+	} else if err != nil {
+		return nil, err
+	}
+	return s.EventByID(ctx, e.ID())
 }
 
 // StateIDsAt answers GET /federation/v1/state_ids: the state before an event and its auth chain. Errors: M_NOT_FOUND, M_FORBIDDEN.

@@ -138,7 +138,9 @@ func (s *Service) resolve(ctx context.Context, r *Room, roots []storage.StateRoo
 	if err != nil {
 		return storage.StateRoot{}, err
 	}
-	s.resolved.put(key, changes)
+	if !q.partly {
+		s.resolved.put(key, changes)
+	}
 	return s.o.DB.UpdateState(ctx, r.Num, roots[0], changes, &fresh.nodes)
 }
 
@@ -152,7 +154,12 @@ type resolving struct {
 	roots []storage.StateRoot
 	fresh *staged
 	known map[matrix.EventID]*storage.Event
+	// partly is set if the states differ in members that some of them lack because the room is partial.
+	partly bool
 }
+
+// maxOneSided is how many members may be in one of two states only until that is taken to be so because the other one is partial.
+const maxOneSided = 500
 
 // changes are what the resolved state has in other ways than the first of the roots.
 func (q *resolving) changes() ([]storage.StateEntry, error) {
@@ -233,6 +240,9 @@ func (q *resolving) conflicted() (map[matrix.StateTuple]bool, error) {
 		if err != nil {
 			return nil, err
 		}
+		if diffs, err = q.withoutUnknown(diffs, other); err != nil {
+			return nil, err
+		}
 		for _, d := range diffs {
 			if d.A != 0 {
 				nums = append(nums, d.A)
@@ -250,6 +260,29 @@ func (q *resolving) conflicted() (map[matrix.StateTuple]bool, error) {
 		tuples[e.Tuple()] = true
 	}
 	return tuples, nil
+}
+
+// withoutUnknown leaves out the members that only one of two states has, if they are many and the room is partial: to resolve a part of a state
+// with all of it would be a great effort for something that is done anew when all is known. Until then they may be missing in the outcome.
+func (q *resolving) withoutUnknown(diffs []storage.StateDiff, other storage.StateRoot) ([]storage.StateDiff, error) {
+	if len(diffs) <= maxOneSided || q.room.Snapshot().partial == nil {
+		return diffs, nil
+	}
+	members, err := q.s.o.DB.DiffState(q.ctx, q.room.Num, q.roots[0], other, storage.MembersState, &q.fresh.nodes)
+	if err != nil {
+		return nil, err
+	}
+	oneSided := make(map[storage.StateDiff]bool, len(members))
+	for _, d := range members {
+		if d.A == 0 || d.B == 0 {
+			oneSided[d] = true
+		}
+	}
+	if len(oneSided) <= maxOneSided {
+		return diffs, nil
+	}
+	q.partly = true
+	return slices.DeleteFunc(diffs, func(d storage.StateDiff) bool { return oneSided[d] }), nil
 }
 
 // unconflicted yields the events of the unconflicted state with a number above after.

@@ -36,6 +36,10 @@ type update struct {
 	sent  []sentTxn
 	// handed is the event by which we come into the room through another server.
 	handed matrix.EventID
+	// whole is set while what happened in a partial room is judged again in view of its whole state.
+	whole bool
+	// resetWindow has the recent past read from the database again: it is not what it was.
+	resetWindow bool
 }
 
 func newUpdate(ctx context.Context, s *Service, r *Room, moved int) *update {
@@ -60,6 +64,8 @@ type entry struct {
 	txnID   string
 	// built says that the event was made by [update.build] just now, so that it cannot be here yet.
 	built bool
+	// told are the states after prev_events that are not here; before is made of them.
+	told []storage.StateRoot
 }
 
 // append adds an event to the room. Whether it is allowed has been decided by the caller. An event that is here as an outlier is
@@ -100,6 +106,9 @@ func (u *update) append(in entry) (*storage.Event, error) {
 		}
 	}
 	u.stage(e, old == nil)
+	if u.snap.partial != nil && !in.history && in.flags&storage.Outlier == 0 {
+		u.add.Partial.Events = append(u.add.Partial.Events, storage.PartialEvent{Num: e.Num, Told: in.told})
+	}
 	if live {
 		if err := u.advance(e); err != nil {
 			return nil, err
@@ -166,39 +175,50 @@ func (u *update) known(id matrix.EventID) (*storage.Event, error) {
 
 // advance makes e part of the tip and moves the current state on.
 func (u *update) advance(e *storage.Event) error {
-	tip := make([]*storage.Event, 0, len(u.snap.Tip)+1)
-	prev, err := u.behindRefused(e.PrevEvents())
+	tip, err := u.nextTip(u.snap.Tip, e)
 	if err != nil {
 		return err
 	}
-	for _, t := range u.snap.Tip {
-		if !slices.Contains(prev, t.ID()) {
-			tip = append(tip, t)
-		}
-	}
-	tip = append(tip, e)
-	root, err := u.after(e)
+	root, err := u.rootOf(tip)
 	if err != nil {
 		return err
 	}
 	simple := len(tip) == 1 && e.Before == u.snap.Root
-	if len(tip) > 1 {
-		roots := make([]storage.StateRoot, len(tip))
-		for i, t := range tip {
-			if roots[i], err = u.after(t); err != nil {
-				return err
-			}
-		}
-		if root, err = u.s.resolve(u.ctx, u.room, roots, u.fresh); err != nil {
-			return err
-		}
-	}
 	u.snap.Tip = tip
 	u.snap.Depth = 0
 	for _, t := range tip {
 		u.snap.Depth = max(u.snap.Depth, t.Depth())
 	}
 	return u.setRoot(root, e, simple)
+}
+
+// nextTip is the tip that comes of another by adding e.
+func (u *update) nextTip(tip []*storage.Event, e *storage.Event) ([]*storage.Event, error) {
+	prev, err := u.behindRefused(tip, e.PrevEvents())
+	if err != nil {
+		return nil, err
+	}
+	next := make([]*storage.Event, 0, len(tip)+1)
+	for _, t := range tip {
+		if !slices.Contains(prev, t.ID()) {
+			next = append(next, t)
+		}
+	}
+	return append(next, e), nil
+}
+
+// rootOf is the state at a tip: the resolution of the states after its events.
+func (u *update) rootOf(tip []*storage.Event) (root storage.StateRoot, err error) {
+	if len(tip) == 1 {
+		return u.after(tip[0])
+	}
+	roots := make([]storage.StateRoot, len(tip))
+	for i, t := range tip {
+		if roots[i], err = u.after(t); err != nil {
+			return root, err
+		}
+	}
+	return u.s.resolve(u.ctx, u.room, roots, u.fresh)
 }
 
 // setRoot makes root the current state. cause is the event by which it came about, or nil; with simple, the two states differ in cause alone.
@@ -417,6 +437,14 @@ func (u *update) change(clients [][]byte) storage.Change {
 			c.Wakes = append(c.Wakes, storage.Wake{Topic: storage.TopicMembership, Pos: m.Pos, User: m.User, Room: u.room.ID})
 		}
 	}
+	if u.add.Partial.Done { // to some the room is shown only now, and all may have come to share it with others
+		for user := range u.snap.Local {
+			c.Wakes = append(c.Wakes, storage.Wake{Topic: storage.TopicMembership, Pos: u.add.Room.Pos, User: user, Room: u.room.ID})
+		}
+	}
+	if u.add.Partial.Done || u.add.Partial.Begin != nil {
+		c.Wakes = append(c.Wakes, storage.Wake{Topic: storage.TopicPartial, Pos: u.add.Room.Pos, Room: u.room.ID})
+	}
 	return c
 }
 
@@ -445,9 +473,15 @@ func (u *update) apply() {
 	for _, e := range u.add.Updates {
 		w = w.replace(e)
 	}
+	if u.resetWindow {
+		w = window{from: snap.Pos, rootsFrom: snap.Pos, rootAtStart: snap.Root}
+	}
+	if u.add.Partial.Done {
+		snap.WholePos = snap.Pos
+	}
 	snap.window = w
 	final := *snap
-	u.room.snap.Store(&final)
+	u.room.replace(&final)
 	u.s.changeUsers(u.add.Members)
 	u.s.related.commit(&u.add, u.lives)
 }

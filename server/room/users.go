@@ -160,6 +160,51 @@ func (s *Service) SharedRooms(ctx context.Context, a, b matrix.UserID) ([]matrix
 	return shared, nil
 }
 
+// MayShareRoom reports whether there is a room in which both are joined, or may be, as far as is known of partial rooms. a is a user of this server.
+func (s *Service) MayShareRoom(ctx context.Context, a, b matrix.UserID) (bool, error) {
+	shared, err := s.SharedRooms(ctx, a, b)
+	if err != nil || len(shared) > 0 || b.Server() == s.o.ServerName {
+		return len(shared) > 0, err
+	}
+	rooms, err := s.RoomsOf(ctx, a)
+	if err != nil {
+		return false, err
+	}
+	for i := range rooms {
+		if rooms[i].Membership != matrix.Join {
+			continue
+		}
+		r, err := s.Room(ctx, rooms[i].Room)
+		if err != nil {
+			return false, err
+		}
+		if !r.Snapshot().PartialState {
+			continue
+		}
+		if may, err := s.MayBeJoined(ctx, r.ID, b); err != nil || may {
+			return may, err
+		}
+	}
+	return false, nil
+}
+
+// MayBeJoined reports whether a user of another server is joined to a room, or may be, as far as is known of a partial room.
+func (s *Service) MayBeJoined(ctx context.Context, room matrix.RoomID, user matrix.UserID) (bool, error) {
+	m, err := s.Membership(ctx, room, user)
+	if err != nil || m.Num != 0 {
+		return m.Membership == matrix.Join, err
+	}
+	r, err := s.Room(ctx, room)
+	if errors.Is(err, errNoRoom) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	snap := r.Snapshot()
+	return snap.PartialState && snap.Servers[user.Server()] > 0, nil
+}
+
 // SharesRoom lists those who are joined to a room in which user is joined, user included: users of this server only, if
 // localOnly.
 func (s *Service) SharesRoom(ctx context.Context, user matrix.UserID, localOnly bool) (map[matrix.UserID]bool, error) {

@@ -30,6 +30,13 @@ type world struct {
 	tweak map[string]func(answer any) error // by "method to": changes an answer, to which it gets a pointer
 }
 
+// wholeJoins has members not left out, so that a joined room is whole at once.
+func wholeJoins() Config {
+	c := DefaultConfig()
+	c.PartialJoins = false
+	return c
+}
+
 var errNoAnswer = errors.New("no answer")
 
 func newWorld(t *testing.T, names ...matrix.ServerName) *world {
@@ -37,10 +44,10 @@ func newWorld(t *testing.T, names ...matrix.ServerName) *world {
 		now: time.UnixMilli(1_700_000_000_000), fault: map[string]func() error{}, tweak: map[string]func(any) error{}}
 	for i, name := range names {
 		w.addKey(name, byte(i+1))
-		s := New(Options{Config: DefaultConfig(), ServerName: name, DB: storagetest.New(t), Key: w.keys[name], Keys: w, Remote: &wire{w, name},
+		s := New(Options{Config: wholeJoins(), ServerName: name, DB: storagetest.New(t), Key: w.keys[name], Keys: w, Remote: &wire{w, name},
 			Log: slog.New(slog.DiscardHandler), Now: w.tick})
 		w.servers[name] = s
-		t.Cleanup(func() { s.foreign.inbound.close() })
+		t.Cleanup(func() { s.foreign.partial.close(); s.foreign.inbound.close() })
 	}
 	return w
 }
