@@ -111,6 +111,9 @@ func build(ctx context.Context, cfg *Config, log *slog.Logger) (h *house, err er
 		AudioUnsigned:     func(ctx context.Context, e *storage.Event) ([]byte, error) { return h.voice.Unsigned(ctx, e) },
 		SearchTranscripts: cfg.Voice.Transcripts.Endpoint != ""})
 	h.closers = append(h.closers, h.rooms.Close)
+	if err := h.rooms.ResumePartial(ctx); err != nil {
+		return nil, err
+	}
 	h.sender = federation.NewSender(h.client, h.rooms)
 	h.sync = syncer.New(syncer.Options{Config: cfg.Sync, ServerName: server, DB: h.db, Rooms: h.rooms, Users: h.users, Keys: h.keys, Push: h.push,
 		OnEDU: h.sender.SendEDU, Transcripts: cfg.Voice.Transcripts.Endpoint != "", Log: log})

@@ -127,6 +127,9 @@ func (k *Keys) hear(c storage.Commit) {
 				k.emptyInbox.Drop(deviceKey{w.User, w.Device})
 			case storage.TopicDeviceKeys:
 				k.counts.Drop(deviceKey{w.User, w.Device})
+			case storage.TopicPartial: // some of those who might have been in a room are not
+				k.left.Store(true)
+				k.rouse()
 			}
 		}
 		for j := range change.Events {

@@ -29,6 +29,7 @@ type answer struct {
 	to   Token
 
 	items   []item
+	partial map[matrix.RoomID]bool // rooms that are left out because not all of their members are known
 	ignored map[matrix.UserID]bool
 
 	accountNews, toDeviceNews, devicesNews, keysNews, heardNews bool
@@ -101,6 +102,9 @@ func (s *Service) Sync(ctx context.Context, r Request) ([]byte, error) {
 			return nil, err
 		}
 		if news || a.initial || r.FullState || deadline == nil {
+			if err := a.leaveOutPartial(ctx); err != nil {
+				return nil, err
+			}
 			if err := a.write(ctx); err != nil {
 				return nil, err
 			}
@@ -414,7 +418,7 @@ func addRooms[T any](a *answer, news map[matrix.RoomID]T) {
 	defer a.s.mu.RUnlock()
 	for id := range news {
 		ur := a.u.rooms[id]
-		if ur != nil && ur.membership == matrix.Join && !present[id] && a.f.Room.wantsRoom(id) {
+		if ur != nil && ur.membership == matrix.Join && !present[id] && !a.partial[id] && a.f.Room.wantsRoom(id) {
 			a.items = append(a.items, item{
 				ur: ur, rc: ur.room, id: id, membership: ur.membership, pos: ur.pos, num: ur.num, joinedThroughout: true,
 				upTo: a.to.Pos, horizon: a.to.Pos,

@@ -29,8 +29,12 @@ func (a *answer) gatherDevices(ctx context.Context) error {
 	}
 	for i := range a.items {
 		it := &a.items[i]
+		completed, err := a.completed(ctx, it)
+		if err != nil {
+			return err
+		}
 		switch {
-		case it.membership == matrix.Join && it.whole && !it.joinedThroughout:
+		case it.membership == matrix.Join && it.whole && !it.joinedThroughout, completed:
 			m.entered = append(m.entered, it.id)
 		case it.membership == matrix.Leave || it.membership == matrix.Ban:
 			m.left = append(m.left, it.id)

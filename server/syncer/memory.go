@@ -497,6 +497,12 @@ func (s *Service) applyWake(n *news, w storage.Wake, deviceUsers map[matrix.User
 			rc.wordsPos = max(rc.wordsPos, w.Pos)
 			n.tellRoom(rc)
 		}
+	case storage.TopicPartial:
+		clear(s.peers)
+		s.memberChanges++
+		if rc := s.rooms[w.Room]; rc != nil {
+			rc.heroes.Store(nil)
+		}
 	case storage.TopicMembership:
 		// The row says more than the bell: read it anew.
 		if u != nil {

@@ -249,17 +249,12 @@ func (s *Service) isJoined(ctx context.Context, user matrix.UserID, room matrix.
 		_, joined := r.Snapshot().Local[user]
 		return joined, nil
 	}
-	m, err := s.o.Rooms.Membership(ctx, room, user)
-	if isNotFound(err) {
-		return false, nil
-	}
-	return err == nil && m.Membership == matrix.Join, err
+	return s.o.Rooms.MayBeJoined(ctx, room, user)
 }
 
-// sharesRoom reports whether both are joined to one room. viewer is of this server.
+// sharesRoom reports whether both are joined to one room, or may be. viewer is of this server.
 func (s *Service) sharesRoom(ctx context.Context, viewer, user matrix.UserID) (bool, error) {
-	rooms, err := s.o.Rooms.SharedRooms(ctx, viewer, user)
-	return len(rooms) > 0, err
+	return s.o.Rooms.MayShareRoom(ctx, viewer, user)
 }
 
 // receiptsFor are the receipts of an item that the reader is shown.

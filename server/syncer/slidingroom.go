@@ -43,7 +43,7 @@ func (l *sliding) appendRoom(ctx context.Context, b []byte, c *candidate, config
 		b, err = l.appendOutside(ctx, b, &a, it)
 		return b, true, err
 	}
-	if moved {
+	if moved || config.everyMember() && r.Snapshot().WholePos > was.upTo { // the members have been fetched meanwhile
 		it.whole = true
 		sent = false
 	}
@@ -217,7 +217,7 @@ func (l *sliding) requiredState(ctx context.Context, a *answer, it *item, t *tim
 	if err != nil {
 		return nil, err
 	}
-	lazy, everyMember := false, false
+	lazy := false
 	var members []matrix.UserID
 	for _, r := range config.RequiredState {
 		if r[0] != "m.room.member" && r[0] != "*" {
@@ -229,7 +229,6 @@ func (l *sliding) requiredState(ctx context.Context, a *answer, it *item, t *tim
 		case "$ME":
 			members = append(members, l.r.User)
 		case "*":
-			everyMember = everyMember || r[0] == "m.room.member" || r == [2]string{"*", "*"}
 		default:
 			if r[0] == "m.room.member" {
 				members = append(members, matrix.UserID(r[1]))
@@ -239,7 +238,7 @@ func (l *sliding) requiredState(ctx context.Context, a *answer, it *item, t *tim
 	m := stateSet{}
 	if all {
 		part := storage.OtherState
-		if everyMember {
+		if config.everyMember() {
 			part = storage.AllState
 		}
 		events, err := l.s.o.Rooms.StateEvents(ctx, it.id, root, part)
@@ -275,6 +274,13 @@ func (l *sliding) requiredState(ctx context.Context, a *answer, it *item, t *tim
 		}
 	}
 	return m.list(), nil
+}
+
+// everyMember reports whether the client asked for all members.
+func (c *slidingConfig) everyMember() bool {
+	return slices.ContainsFunc(c.RequiredState, func(r [2]string) bool {
+		return r[1] == "*" && (r[0] == matrix.TypeMember || r[0] == "*")
+	})
 }
 
 // requires reports whether the client asked for a state event. Members that are loaded lazily are not among these.

@@ -197,7 +197,10 @@ func (a *answer) addSenders(ctx context.Context, it *item, t *timeline, m stateS
 	if err != nil {
 		return err
 	}
-	return a.addMemberEvents(ctx, it, root, missing, m)
+	if err := a.addMemberEvents(ctx, it, root, missing, m); err != nil {
+		return err
+	}
+	return a.addClaimed(ctx, it, t, missing, m)
 }
 
 // addMembers adds, to the whole state of a room, the user's own member event and those of the heroes.
