@@ -368,32 +368,74 @@ func FuzzOpen(f *testing.F) {
 	for name := range recordings {
 		f.Add(fixture(f, name))
 	}
-	f.Add(fixture(f, "speech-aac.mp4"))
-	f.Add(fixture(f, "fragments-aac.mp4"))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		info, err := inspect(b, 0)
+	f.Fuzz(staysTheSame)
+}
+
+func FuzzWebM(f *testing.F) {
+	f.Add(short(f, WebM))
+	f.Fuzz(staysTheSame)
+}
+
+func FuzzMP4(f *testing.F) {
+	f.Add(short(f, MP4))
+	for _, name := range []string{"fragments-ffmpeg.mp4", "speech-aac.mp4"} {
+		f.Add(fixture(f, name))
+	}
+	f.Fuzz(staysTheSame)
+}
+
+// short is a fifth of a second, which is fuzzed faster.
+func short(f *testing.F, to Container) []byte {
+	packets, r, err := packetsOf(fixture(f, "speech-silk.ogg"))
+	if err != nil {
+		f.Fatal(err)
+	}
+	ogg := rewrite(f, r.Head(), packets[:10], 0)
+	if r, _, err = Open(bytes.NewReader(ogg), int64(len(ogg))); err != nil {
+		f.Fatal(err)
+	}
+	var out bytes.Buffer
+	if err := Remux(&out, r, to); err != nil {
+		f.Fatal(err)
+	}
+	return out.Bytes()
+}
+
+// staysTheSame checks that what can be read can be written in every container and read again.
+func staysTheSame(t *testing.T, b []byte) {
+	info, err := inspect(b, 0)
+	if err != nil {
+		return
+	}
+	if info.Samples < 0 {
+		t.Fatal(info)
+	}
+	if info.Codec == AAC {
+		return
+	}
+	for _, to := range []Container{WebM, MP4, Ogg} {
+		r, _, err := Open(bytes.NewReader(b), int64(len(b)))
 		if err != nil {
-			return
+			t.Fatal(err)
 		}
-		if info.Samples < 0 {
-			t.Fatal(info)
+		var out bytes.Buffer
+		if err := Remux(&out, r, to); err != nil {
+			t.Fatal(err)
 		}
-		if info.Codec == AAC {
-			return
+		again, err := inspect(out.Bytes(), 0)
+		if err != nil || again.Packets != info.Packets {
+			t.Fatalf("as %s: %v, %+v, was %+v", to, err, again, info)
 		}
-		for _, to := range []Container{WebM, MP4, Ogg} {
-			r, _, err := Open(bytes.NewReader(b), int64(len(b)))
-			if err != nil {
-				t.Fatal(err)
-			}
-			var out bytes.Buffer
-			if err := Remux(&out, r, to); err != nil {
-				t.Fatal(err)
-			}
-			again, err := inspect(out.Bytes(), 0)
-			if err != nil || again.Packets != info.Packets {
-				t.Fatalf("as %s: %v, %+v, was %+v", to, err, again, info)
-			}
+	}
+}
+
+func FuzzESDS(f *testing.F) {
+	esds := fixture(f, "speech-aac.mp4")
+	at := bytes.Index(esds, []byte("esds")) + 4
+	f.Add(esds[at : at+40])
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if c, err := readESDS(b); err == nil && (c.rate < 7350 || c.channels < 1 || c.channels > 2) {
+			t.Fatalf("%+v", c)
 		}
 	})
 }
