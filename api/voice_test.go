@@ -1,8 +1,11 @@
 package api
 
 import (
+	"math/rand/v2"
 	"os"
 	"reflect"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -124,4 +127,88 @@ func TestPlayedStateFollowsTheUserAndEmptiesTheInbox(t *testing.T) {
 	bob.refused(put, played+"/"+second, map[string]any{"played": "yes"}, 400, "M_BAD_JSON")
 	bob.refused(put, played+"/$unknown", map[string]any{"played": true}, 404, "M_NOT_FOUND")
 	w.person("carol").refused(put, played+"/"+second, map[string]any{"played": true}, 404, "M_NOT_FOUND")
+}
+
+// Whatever happens and however often it is looked into, the inbox holds what a slow count of all that happened says.
+func TestInboxIsWhatIsUnplayed(t *testing.T) {
+	w := newWorld(t, quiet())
+	alice, bob := w.person("alice"), w.person("bob")
+	type message struct {
+		room, id string
+		played   bool
+		gone     bool // redacted, or from before bob came (back)
+	}
+	var all []*message
+	rooms := make([]string, 3)
+	inside := make([]bool, len(rooms))
+	for i := range rooms {
+		rooms[i] = alice.must(post, "/createRoom", map[string]any{"preset": "public_chat"})["room_id"].(string)
+	}
+	voice := "/_matrix/client/unstable/im.parley.voice"
+	look := func(step int) {
+		t.Helper()
+		var want, got []string
+		for _, m := range all {
+			if i := slices.Index(rooms, m.room); !m.gone && !m.played && inside[i] {
+				want = append(want, m.id)
+			}
+		}
+		from := ""
+		for page := 0; ; page++ {
+			answer := bob.must(get, voice+"/inbox?limit=3"+from, nil)
+			for _, e := range answer["events"].([]any) {
+				got = append(got, e.(map[string]any)["event_id"].(string))
+			}
+			if total := answer["total"].(float64); int(total) != len(want) {
+				t.Fatalf("step %d: %v messages, want %d", step, total, len(want))
+			}
+			end, more := answer["end"].(string)
+			if !more {
+				break
+			}
+			from = "&from=" + end
+		}
+		if !slices.Equal(got, want) {
+			t.Fatalf("step %d: got %v, want %v", step, got, want)
+		}
+	}
+	random := rand.New(rand.NewPCG(1, 2))
+	for step := range 600 {
+		i := random.IntN(len(rooms))
+		var m *message
+		if len(all) > 0 {
+			m = all[random.IntN(len(all))]
+		}
+		switch kind := random.IntN(12); {
+		case kind < 4:
+			sender := []*person{alice, alice, bob}[random.IntN(3)]
+			if sender == bob && !inside[i] {
+				continue
+			}
+			id := sender.must(put, "/rooms/"+rooms[i]+"/send/m.room.message/"+strconv.Itoa(step), map[string]any{
+				"msgtype": "m.audio", "body": "v", "url": "mxc://elsewhere/x", "org.matrix.msc3245.voice": map[string]any{}})["event_id"].(string)
+			all = append(all, &message{room: rooms[i], id: id, gone: sender == bob || !inside[i]})
+		case kind < 8 && m != nil && !m.gone && inside[slices.Index(rooms, m.room)]:
+			m.played = kind < 7
+			if got := bob.ask(put, voice+"/rooms/"+m.room+"/played/"+m.id, map[string]any{"played": m.played}); got.Code != 200 {
+				t.Fatal(got.Code, got.Body)
+			}
+		case kind == 8 && m != nil && !m.gone:
+			alice.must(put, "/rooms/"+m.room+"/redact/"+m.id+"/r"+strconv.Itoa(step), map[string]any{})
+			m.gone = true
+		case kind == 9:
+			if inside[i] {
+				bob.must(post, "/rooms/"+rooms[i]+"/leave", map[string]any{})
+			} else {
+				bob.must(post, "/join/"+rooms[i], map[string]any{})
+				for _, m := range all {
+					m.gone = m.gone || m.room == rooms[i]
+				}
+			}
+			inside[i] = !inside[i]
+		default:
+			look(step)
+		}
+	}
+	look(600)
 }

@@ -76,6 +76,11 @@ func (db *DB) ChangePlayed(ctx context.Context, c PlayedChange) error {
 		if err := tx.setPlayed(c.User, c.Room, c.Event, after); err != nil {
 			return err
 		}
+		if before.Played != after.Played {
+			if err := tx.noteInInbox(c.User, c.Event, after.Played); err != nil {
+				return err
+			}
+		}
 		if before.Played || !after.Played || c.Sender == "" || c.Sender == c.User {
 			return nil
 		}
@@ -255,12 +260,16 @@ func scanPlayed(rows *sql.Rows, err error) (map[matrix.EventID]Played, error) {
 	return all, rows.Err()
 }
 
-// forgetPlayed deletes who has played messages that were redacted. What users know of their own playing stays.
+// forgetPlayed takes messages that were redacted out of all inboxes and deletes who has played them. What users know of their own
+// playing stays.
 func (tx *Tx) forgetPlayed(appends []*RoomAppend) error {
 	for _, a := range appends {
 		for _, e := range a.Updates {
 			if e.RedactedBy == "" || e.Type() != matrix.TypeMessage && e.Type() != "m.room.encrypted" {
 				continue
+			}
+			if err := tx.Exec("DELETE FROM voice_messages WHERE num = ?", e.Num).Error; err != nil {
+				return fmt.Errorf("take a message out of the inboxes: %w", err)
 			}
 			if err := tx.Exec("DELETE FROM voice_heard WHERE event_id = ?", e.ID()).Error; err != nil {
 				return fmt.Errorf("delete who has played: %w", err)
