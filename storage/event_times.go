@@ -7,50 +7,53 @@ import (
 	"slices"
 )
 
-// EventNear finds the event of the timeline whose origin_server_ts is closest to ts (ms) on one side of it; of several with the same time
-// the first, or with backwards the last. ErrNotFound if there is none.
+// EventsNear finds the events of the timeline whose origin_server_ts is closest to ts (ms) on one side of it, at most limit, the closest
+// first; of those with the same time the first first, or with backwards the last.
 //
 // It asks the table event_times, which is brought forward with the index, and looks at the events that the index has not passed. While
 // an index is begun for a database that is not empty, and where there is none, the room's events are read.
-func (db *DB) EventNear(ctx context.Context, room, ts int64, backwards bool) (*Event, error) {
-	side := func(ts string) string {
+func (db *DB) EventsNear(ctx context.Context, room, ts int64, backwards bool, limit int) ([]*Event, error) {
+	near := func(from, column string) string {
+		side := column + " >= ? ORDER BY " + column + ", e.depth, e.num LIMIT ?"
 		if backwards {
-			return ts + " <= ? ORDER BY " + ts + " DESC, e.depth DESC, e.num DESC LIMIT 1"
+			side = column + " <= ? ORDER BY " + column + " DESC, e.depth DESC, e.num DESC LIMIT ?"
 		}
-		return ts + " >= ? ORDER BY " + ts + ", e.depth, e.num LIMIT 1"
+		return "WHERE num IN (SELECT num FROM (SELECT e.num FROM " + from + " AND e.flags = 0 AND " + side + ") nearest)"
 	}
 	state, err := db.IndexState(ctx)
 	if err != nil && !errors.Is(err, ErrNotFound) {
 		return nil, err
 	}
-	type question struct {
-		from string
-		args []any
+	if err != nil || state.Back > 0 {
+		events, err := db.queryEvents(ctx, near("events e WHERE e.room = ?", "e.ts"), room, ts, limit)
+		sortNear(events, backwards)
+		return events, err
 	}
-	questions := []question{{"events e WHERE e.room = ? AND e.flags = 0 AND " + side("e.ts"), []any{room, ts}}}
-	if err == nil && state.Back == 0 {
-		questions = []question{
-			{"event_times t JOIN events e ON e.num = t.num WHERE t.room = ? AND e.flags = 0 AND " + side("t.ts"), []any{room, ts}},
-			{"events e WHERE e.room = ? AND e.pos > ? AND e.flags = 0 AND " + side("e.ts"), []any{room, state.To, ts}},
-			{"index_queue t JOIN events e ON e.num = t.num WHERE t.room = ? AND e.flags = 0 AND " + side("t.ts"), []any{room, ts}},
-		}
-	}
-	var found []*Event
-	for _, q := range questions {
-		some, err := db.queryEvents(ctx, "WHERE num IN (SELECT num FROM (SELECT e.num FROM "+q.from+") nearest)", q.args...)
+	var all []*Event
+	for _, q := range []struct {
+		from, column string
+		args         []any
+	}{
+		{"event_times t JOIN events e ON e.num = t.num WHERE t.room = ?", "t.ts", []any{room, ts, limit}},
+		{"events e WHERE e.room = ? AND e.pos > ?", "e.ts", []any{room, state.To, ts, limit}},
+		{"index_queue t JOIN events e ON e.num = t.num WHERE t.room = ?", "t.ts", []any{room, ts, limit}},
+	} {
+		some, err := db.queryEvents(ctx, near(q.from, q.column), q.args...)
 		if err != nil {
 			return nil, err
 		}
-		found = append(found, some...)
+		all = append(all, some...)
 	}
-	if len(found) == 0 {
-		return nil, ErrNotFound
-	}
-	byTime := func(a, b *Event) int {
+	sortNear(all, backwards)
+	all = slices.CompactFunc(all, func(a, b *Event) bool { return a.Num == b.Num })
+	return all[:min(len(all), limit)], nil
+}
+
+func sortNear(events []*Event, backwards bool) {
+	slices.SortFunc(events, func(a, b *Event) int {
+		if backwards {
+			a, b = b, a
+		}
 		return cmp.Or(cmp.Compare(a.OriginServerTS(), b.OriginServerTS()), cmp.Compare(a.Depth(), b.Depth()), cmp.Compare(a.Num, b.Num))
-	}
-	if backwards {
-		return slices.MaxFunc(found, byTime), nil
-	}
-	return slices.MinFunc(found, byTime), nil
+	})
 }

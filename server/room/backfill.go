@@ -97,8 +97,9 @@ func (s *Service) sendersOf(ctx context.Context, missing []storage.MissingPrev) 
 	return servers
 }
 
-// remoteTimestampToEvent asks other servers for an event that is closer to ts than local, which may be nil, and fetches it.
-func (s *Service) remoteTimestampToEvent(ctx context.Context, r *Room, ts int64, backwards bool, local *storage.Event) (TimestampToEventResponse, bool) {
+// remoteTimestampToEvent asks other servers for an event that is closer to ts than local, which may be nil, and fetches it, if the viewer may see it.
+func (s *Service) remoteTimestampToEvent(ctx context.Context, a *access, ts int64, backwards bool, local *storage.Event) (TimestampToEventResponse, bool) {
+	r := a.room
 	ctx, cancel := context.WithTimeout(ctx, historyTimeout)
 	defer cancel()
 	for _, server := range s.whoToAsk(r) {
@@ -109,7 +110,11 @@ func (s *Service) remoteTimestampToEvent(ctx context.Context, r *Room, ts int64,
 		if local != nil && distance(local.OriginServerTS(), ts) <= distance(answer.OriginServerTS, ts) {
 			continue
 		}
-		if e := s.fetchHistoric(ctx, server, r, answer.EventID); e != nil {
+		e := s.fetchHistoric(ctx, server, r, answer.EventID)
+		if e == nil {
+			continue
+		}
+		if ok, err := a.viewer.sees(ctx, e); err == nil && ok {
 			return TimestampToEventResponse{EventID: e.ID(), OriginServerTS: e.OriginServerTS()}, true
 		}
 	}

@@ -323,24 +323,54 @@ func (s *Service) Event(ctx context.Context, room matrix.RoomID, r Reader, event
 	return s.AppendClient(ctx, nil, e, r)
 }
 
-// TimestampToEvent finds the event closest to ts (milliseconds since 1970), at or after it, or with backwards at or before it,
+// maxNear is how many events are looked at for one that may be seen.
+const maxNear = 100
+
+// TimestampToEvent finds the event closest to ts (milliseconds since 1970), at or after it, or with backwards at or before it, that the user may see,
 // asking other servers when this one has a gap there. M_NOT_FOUND if there is none.
+// Spec v1.19 client-server-api/#get_matrixclientv1roomsroomidtimestamp_to_event
 func (s *Service) TimestampToEvent(ctx context.Context, room matrix.RoomID, user matrix.UserID, ts int64, backwards bool) (TimestampToEventResponse, error) {
 	a, err := s.access(ctx, room, user)
 	if err != nil {
 		return TimestampToEventResponse{}, err
 	}
-	e, err := s.o.DB.EventNear(ctx, a.room.Num, ts, backwards)
-	if err != nil && !errors.Is(err, storage.ErrNotFound) {
-		return TimestampToEventResponse{}, err
+	from := ts
+	if backwards && a.until < a.snap.Pos { // who has left sees nothing of what came after
+		last, err := s.o.DB.EventsInStream(ctx, a.room.Num, 0, a.until, 1)
+		if err != nil {
+			return TimestampToEventResponse{}, err
+		}
+		if len(last) > 0 {
+			from = min(ts, last[0].OriginServerTS())
+		}
 	}
-	if a.snap.row.Flags&storage.HasMissing != 0 {
-		if found, ok := s.remoteTimestampToEvent(ctx, a.room, ts, backwards, e); ok {
+	var e *storage.Event
+	for limit := 1; limit <= maxNear && e == nil; limit *= maxNear {
+		near, err := s.o.DB.EventsNear(ctx, a.room.Num, from, backwards, limit)
+		if err != nil {
+			return TimestampToEventResponse{}, err
+		}
+		if e, err = a.firstVisible(ctx, near); err != nil {
+			return TimestampToEventResponse{}, err
+		}
+	}
+	if a.snap.row.Flags&storage.HasMissing != 0 && (e == nil || e.OriginServerTS() != ts) {
+		if found, ok := s.remoteTimestampToEvent(ctx, a, ts, backwards, e); ok {
 			return found, nil
 		}
 	}
-	if e == nil || e.Pos > a.until {
+	if e == nil {
 		return TimestampToEventResponse{}, matrix.NotFound("there is no event on that side of that time")
 	}
 	return TimestampToEventResponse{EventID: e.ID(), OriginServerTS: e.OriginServerTS()}, nil
+}
+
+// firstVisible is the first of some events that the viewer may see; nil if there is none.
+func (a *access) firstVisible(ctx context.Context, events []*storage.Event) (*storage.Event, error) {
+	for _, e := range events {
+		if ok, err := a.viewer.sees(ctx, e); err != nil || ok {
+			return e, err
+		}
+	}
+	return nil, nil
 }

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
-	"errors"
 	"slices"
 
 	"parley.im/parley/server/matrix"
@@ -132,11 +131,12 @@ func (s *Service) ServeTimestampToEvent(ctx context.Context, origin matrix.Serve
 	if err != nil {
 		return TimestampToEventResponse{}, err
 	}
-	e, err := s.o.DB.EventNear(ctx, r.Num, ts, backwards)
-	if errors.Is(err, storage.ErrNotFound) {
-		return TimestampToEventResponse{}, matrix.NotFound("there is no event in that direction")
-	} else if err != nil {
+	near, err := s.o.DB.EventsNear(ctx, r.Num, ts, backwards, 1)
+	if err != nil {
 		return TimestampToEventResponse{}, err
 	}
-	return TimestampToEventResponse{EventID: e.ID(), OriginServerTS: e.OriginServerTS()}, nil
+	if len(near) == 0 {
+		return TimestampToEventResponse{}, matrix.NotFound("there is no event in that direction")
+	}
+	return TimestampToEventResponse{EventID: near[0].ID(), OriginServerTS: near[0].OriginServerTS()}, nil
 }
