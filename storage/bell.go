@@ -36,6 +36,8 @@ type CommittedEvent struct {
 	// TxnID and Device say which device sent it with which transaction ID; empty for events from other servers.
 	TxnID  string
 	Device matrix.DeviceID
+	// Straight says that the state before it is the one that the room had then: it is of no other branch.
+	Straight bool
 	// Handed is set on the event by which this server came into a room, with the help of another, which passes it on.
 	Handed bool
 }

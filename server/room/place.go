@@ -77,13 +77,23 @@ func (s *Service) place(ctx context.Context, room matrix.RoomID, token string, a
 	return s.placeOfPos(ctx, room, pos)
 }
 
+// placeEvents is how many events of the stream are looked at for the one that reaches furthest: of several branches, the newest may be a short one.
+const placeEvents = 50
+
 // placeOfPos is the place after the events up to a stream position.
 func (s *Service) placeOfPos(ctx context.Context, room matrix.RoomID, pos int64) (place, error) {
-	t, err := s.Timeline(ctx, room, 0, pos, 5) // of several branches, the one that reaches furthest
+	r, err := s.Room(ctx, room)
 	if err != nil {
 		return place{}, err
 	}
 	at := firstPlace
+	if snap := r.Snapshot(); pos >= snap.Pos && len(snap.Tip) > 0 {
+		at = place{snap.Depth + 1, 0}
+	}
+	t, err := s.Timeline(ctx, room, 0, pos, placeEvents)
+	if err != nil {
+		return place{}, err
+	}
 	for _, e := range t.Events {
 		if p := after(e); p.compare(at) > 0 {
 			at = p

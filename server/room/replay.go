@@ -150,7 +150,7 @@ func (u *update) again(done *replayed, e *storage.Event, before storage.StateRoo
 		}
 		u.stage(&changed, false)
 		if e.Hidden() && !changed.Hidden() {
-			u.lives = append(u.lives, &changed)
+			u.lives, u.straight = append(u.lives, &changed), append(u.straight, false)
 			u.relate(&changed)
 			if err := u.redactions(&changed); err != nil {
 				return err

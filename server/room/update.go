@@ -32,8 +32,10 @@ type update struct {
 	fresh *staged
 	add   storage.RoomAppend
 	lives []*storage.Event // those of add.Events and add.Updates that enter the timeline
-	dirty bool
-	sent  []sentTxn
+	// straight says of each of lives whether the state before it was the current one.
+	straight []bool
+	dirty    bool
+	sent     []sentTxn
 	// handed is the event by which we come into the room through another server.
 	handed matrix.EventID
 	// whole is set while what happened in a partial room is judged again in view of its whole state.
@@ -110,10 +112,11 @@ func (u *update) append(in entry) (*storage.Event, error) {
 		u.add.Partial.Events = append(u.add.Partial.Events, storage.PartialEvent{Num: e.Num, Told: in.told})
 	}
 	if live {
+		straight := e.Before == u.snap.Root
 		if err := u.advance(e); err != nil {
 			return nil, err
 		}
-		u.lives = append(u.lives, e)
+		u.lives, u.straight = append(u.lives, e), append(u.straight, straight)
 	}
 	if e.Flags&storage.Outlier == 0 && !live {
 		if _, err := u.after(e); err != nil { // so that its nodes are stored, as RootAfter promises
@@ -427,7 +430,7 @@ func (u *update) change(clients [][]byte) storage.Change {
 	var c storage.Change
 	for i, e := range u.lives {
 		c.Events = append(c.Events, storage.CommittedEvent{Pos: e.Pos, Num: e.Num, Room: u.room.ID, Event: e.Event,
-			Client: clients[i], TxnID: e.TxnID, Device: e.Device, Handed: e.ID() == u.handed})
+			Client: clients[i], TxnID: e.TxnID, Device: e.Device, Straight: u.straight[i], Handed: e.ID() == u.handed})
 	}
 	slices.SortStableFunc(c.Events, func(a, b storage.CommittedEvent) int { return cmp.Compare(a.Pos, b.Pos) })
 	for i := range u.add.Members {

@@ -51,33 +51,51 @@ func (s *Service) viewer(ctx context.Context, user matrix.UserID, room int64, ro
 	if m.Num == 0 {
 		return v, nil
 	}
-	e, err := s.o.DB.Event(ctx, m.Num)
-	if err != nil {
-		return nil, err
-	}
-	// Back through the user's member events to the one that ended their last stay.
-	for range maxMemberSteps {
-		if e.Flags&storage.Outlier != 0 {
-			return v, nil
-		}
-		before, err := s.stateEvent(ctx, room, e.Before, matrix.TypeMember, string(user), nil)
-		if err != nil || before == nil {
-			return v, err
-		}
-		if before.Membership() == matrix.Join {
-			v.joinedUntil = e.Pos
-			if v.joinedUntil == 0 {
-				v.joinedUntil = m.Pos
-			}
-			return v, nil
-		}
-		e = before
-	}
-	return v, nil
+	v.joinedUntil, err = s.lastStay(ctx, roomID, user, m.Pos)
+	return v, err
 }
 
 // maxMemberSteps bounds how far back the last stay of a user who has left is looked for.
 const maxMemberSteps = 50
+
+// lastStay finds the position at which a user, who became what they are now at a position, was in the room last, by the current state of that
+// time; 0 if never. A member event's own past would not do: of two branches, it may come from the one in which the user never was there.
+func (s *Service) lastStay(ctx context.Context, room matrix.RoomID, user matrix.UserID, pos int64) (int64, error) {
+	memberAt := func(pos int64) (*storage.Event, error) {
+		root, err := s.RootAt(ctx, room, pos)
+		if err != nil {
+			return nil, err
+		}
+		return s.StateAt(ctx, room, root, matrix.TypeMember, string(user))
+	}
+	for range maxMemberSteps {
+		member, err := memberAt(pos - 1)
+		if err != nil || member == nil {
+			return 0, err
+		}
+		if member.Membership() == matrix.Join {
+			return pos, nil
+		}
+		if member.Pos == 0 || member.Pos >= pos {
+			return 0, nil
+		}
+		// Mostly an event holds from when it came. If it came on a branch that lost at first, it is found out since when.
+		first, last := member.Pos, pos-1
+		for at := first; first < last; at = (first + last) / 2 {
+			then, err := memberAt(at)
+			if err != nil {
+				return 0, err
+			}
+			if then != nil && then.Num == member.Num {
+				last = at
+			} else {
+				first = at + 1
+			}
+		}
+		pos = last
+	}
+	return 0, nil
+}
 
 // sees reports whether the viewer may see the event. Spec v1.19 client-server-api/#server-behaviour-6
 func (v *viewer) sees(ctx context.Context, e *storage.Event) (bool, error) {
@@ -88,26 +106,41 @@ func (v *viewer) sees(ctx context.Context, e *storage.Event) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	// 1. If the history_visibility was set to world_readable, allow.
-	if visibility == visibilityWorldReadable {
+	// For m.room.history_visibility events themselves, the one before or after; of these neither is always the more open one.
+	after := visibility
+	if e.Is(matrix.TypeHistoryVisibility, "") {
+		after = historyVisibility(e)
+	}
+	joinedLater := v.joinedNow || e.Pos < v.joinedUntil
+	if allows(visibility, "", joinedLater) || allows(after, "", joinedLater) {
 		return true, nil
 	}
-	// 3. If history_visibility was set to shared, and the user joined the room at any point after the event was sent, allow.
-	if visibility == visibilityShared && (v.joinedNow || e.Pos < v.joinedUntil) {
-		return true, nil
-	}
-	membership, err := v.membershipAt(ctx, e)
+	membership, err := v.s.stateEvent(ctx, v.room, e.Before, matrix.TypeMember, string(v.user), nil)
 	if err != nil {
 		return false, err
 	}
-	// 2. If the user's membership was join, allow.
-	// 4. If the user's membership was invite, and the history_visibility was set to invited, allow.
-	// 5. Otherwise, deny.
-	return membership == matrix.Join || membership == matrix.Invite && visibility == visibilityInvited, nil
+	// Likewise, for the user's own m.room.member events, the membership before or after.
+	for _, m := range []*storage.Event{membership, e} {
+		if m != nil && m.Is(matrix.TypeMember, string(v.user)) && (allows(visibility, m.Membership(), joinedLater) || allows(after, m.Membership(), joinedLater)) {
+			return true, nil
+		}
+	}
+	return false, nil
 }
 
-// visibilityAt is the visibility at the time of the event. An event that changes it is seen by those whom the value before it or the one after
-// it lets see it.
+// allows is the list of rules. joinedLater: the user was in the room at any point after the event was sent.
+func allows(visibility, membership string, joinedLater bool) bool {
+	switch {
+	case visibility == visibilityWorldReadable, // 1. If the history_visibility was set to world_readable, allow.
+		membership == matrix.Join,                                      // 2. If the user's membership was join, allow.
+		visibility == visibilityShared && joinedLater,                  // 3. If history_visibility was set to shared, and the user joined the room at any point after the event was sent, allow.
+		membership == matrix.Invite && visibility == visibilityInvited: // 4. If the user's membership was invite, and the history_visibility was set to invited, allow.
+		return true
+	}
+	return false // 5. Otherwise, deny.
+}
+
+// visibilityAt is the visibility before the event.
 func (v *viewer) visibilityAt(ctx context.Context, e *storage.Event) (string, error) {
 	if v.lastVisibility == "" || v.lastRoot.Others != e.Before.Others {
 		set, err := v.s.stateEvent(ctx, v.room, e.Before, matrix.TypeHistoryVisibility, "", nil)
@@ -116,44 +149,7 @@ func (v *viewer) visibilityAt(ctx context.Context, e *storage.Event) (string, er
 		}
 		v.lastRoot, v.lastVisibility = e.Before, historyVisibility(set)
 	}
-	visibility := v.lastVisibility
-	if e.Is(matrix.TypeHistoryVisibility, "") {
-		if after := historyVisibility(e); openness(after) > openness(visibility) {
-			visibility = after
-		}
-	}
-	return visibility, nil
-}
-
-func openness(visibility string) int {
-	switch visibility {
-	case visibilityWorldReadable:
-		return 3
-	case visibilityShared:
-		return 2
-	case visibilityInvited:
-		return 1
-	}
-	return 0
-}
-
-// membershipAt is the user's membership at the time of the event. At the user's own member event it is the one of that before and the one after it
-// which lets see more.
-func (v *viewer) membershipAt(ctx context.Context, e *storage.Event) (string, error) {
-	before, err := v.s.stateEvent(ctx, v.room, e.Before, matrix.TypeMember, string(v.user), nil)
-	if err != nil {
-		return "", err
-	}
-	membership := matrix.Leave
-	if before != nil {
-		membership = before.Membership()
-	}
-	if e.Is(matrix.TypeMember, string(v.user)) && membership != matrix.Join {
-		if after := e.Membership(); after == matrix.Join || after == matrix.Invite || membership != matrix.Invite {
-			membership = after
-		}
-	}
-	return membership, nil
+	return v.lastVisibility, nil
 }
 
 // VisibleTo picks the events that user may see by the room's history visibility, in their order. Events of one room only.

@@ -28,6 +28,8 @@ type entry struct {
 	read bool
 	// linear: its only predecessor in the graph is the one in the window, so that it alone made the state what it is.
 	linear bool
+	// straight: the state before it is the one that the room had then. Whoever was in the room then may see it.
+	straight bool
 	// device and txnID say which device sent it with which transaction ID; empty if not known to have been one of ours.
 	device matrix.DeviceID
 	txnID  string
@@ -45,7 +47,7 @@ type entry struct {
 func newEntry(e *storage.CommittedEvent) *entry {
 	return &entry{
 		pos: e.Pos, num: e.Num, ev: e.Event, client: e.Client, unsigned: hasUnsigned(e.Client),
-		device: e.Device, txnID: e.TxnID,
+		device: e.Device, txnID: e.TxnID, straight: e.Straight,
 	}
 }
 

@@ -351,8 +351,13 @@ func (s *Service) forgetAll(n *news) {
 func (s *Service) applyEvent(n *news, e *storage.CommittedEvent) {
 	rc := s.rooms[e.Room]
 	if e.Event.Type() == "m.room.member" {
-		if key, ok := e.Event.StateKey(); ok {
+		if key, ok := e.Event.StateKey(); ok && e.Straight {
 			rc = s.applyMember(n, e, matrix.UserID(key), rc)
+		} else if ok { // of another branch, it need not be what holds now
+			if rc != nil {
+				rc.heroes.Store(nil)
+			}
+			s.readAnew(n, matrix.UserID(key))
 		}
 	}
 	if e.Event.Sender().Server() == s.o.ServerName {
@@ -504,14 +509,19 @@ func (s *Service) applyWake(n *news, w storage.Wake, deviceUsers map[matrix.User
 			rc.heroes.Store(nil)
 		}
 	case storage.TopicMembership:
-		// The row says more than the bell: read it anew.
-		if u != nil {
-			n.tell(u)
-			s.drop(u)
-		}
-		delete(s.peers, w.User)
-		s.memberChanges++
+		// The row says more than the bell.
+		s.readAnew(n, w.User)
 	}
+}
+
+// readAnew forgets which rooms a user is in.
+func (s *Service) readAnew(n *news, user matrix.UserID) {
+	if u := s.users[user]; u != nil {
+		n.tell(u)
+		s.drop(u)
+	}
+	delete(s.peers, user)
+	s.memberChanges++
 }
 
 func (s *Service) applyReceipt(n *news, r storage.Receipt) {

@@ -179,7 +179,7 @@ func (a *answer) windowTimeline(ctx context.Context, it *item, from int64, limit
 		t.limited, t.plain = true, false
 	}
 	for _, e := range picked {
-		if e.stale {
+		if e.stale || !e.straight { // of another branch: whether the user may see it is to be looked up
 			return t, false, nil
 		}
 		t.plain = t.plain && e.linear
@@ -224,7 +224,7 @@ func (a *answer) storedTimeline(ctx context.Context, it *item, from int64, limit
 		}
 		to = events[0].Pos - 1
 		scanned += len(events)
-		if events, err = a.visible(ctx, it, events); err != nil {
+		if events, err = a.s.o.Rooms.VisibleTo(ctx, a.r.User, events); err != nil {
 			return t, err
 		}
 		wanted := make([]*storage.Event, 0, len(events)+len(picked))
@@ -285,25 +285,6 @@ func (a *answer) gap(ctx context.Context, events []*storage.Event, more bool) (i
 		}
 	}
 	return last, nil
-}
-
-// visible picks the events that the user may see.
-func (a *answer) visible(ctx context.Context, it *item, events []*storage.Event) ([]*storage.Event, error) {
-	if it.joinedThroughout {
-		return events, nil
-	}
-	since := len(events) // from here on the user is joined
-	for it.membership == matrix.Join && since > 0 && events[since-1].Pos >= it.pos {
-		since--
-	}
-	if since == 0 {
-		return events, nil
-	}
-	seen, err := a.s.o.Rooms.VisibleTo(ctx, a.r.User, events[:since])
-	if err != nil || since == len(events) {
-		return seen, err
-	}
-	return append(seen[:len(seen):len(seen)], events[since:]...), nil
 }
 
 // appendTimeline writes ,"timeline":{…}, or nothing if there are no events and the client need not be told that.

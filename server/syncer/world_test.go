@@ -37,6 +37,7 @@ type world struct {
 	push  *push.Push
 	sync  *Service
 	clock *clock
+	key   *matrix.SigningKey
 
 	mu   sync.Mutex
 	edus []EDU
@@ -66,12 +67,12 @@ func newWorld(t testing.TB, db *storage.DB) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{TB: t, ctx: context.Background(), db: db, clock: &clock{now: time.UnixMilli(1_760_000_000_000)}}
+	w := &world{TB: t, key: key, ctx: context.Background(), db: db, clock: &clock{now: time.UnixMilli(1_760_000_000_000)}}
 	log := slog.New(slog.DiscardHandler)
 	w.users = user.New(user.Options{Config: user.DefaultConfig().CheapPasswords(), ServerName: "here", DB: db, Now: w.clock.Now, Log: log})
 	w.keys = keys.New(keys.Options{Config: keys.DefaultConfig(), ServerName: "here", DB: db, Now: w.clock.Now, Log: log})
 	w.push = push.New(push.Options{Config: push.DefaultConfig(), DB: db, Now: w.clock.Now, Log: log})
-	w.rooms = room.New(room.Options{Config: room.DefaultConfig(), ServerName: "here", DB: db, Key: key, Now: w.clock.Now, Log: log})
+	w.rooms = room.New(room.Options{Config: room.DefaultConfig(), ServerName: "here", DB: db, Key: key, Keys: oneKey{key}, Now: w.clock.Now, Log: log})
 	t.Cleanup(func() {
 		if err := w.rooms.Close(); err != nil {
 			t.Error(err)
@@ -85,6 +86,13 @@ func newWorld(t testing.TB, db *storage.DB) *world {
 		w.must(err)
 	}
 	return w
+}
+
+// oneKey is the key of all servers.
+type oneKey struct{ *matrix.SigningKey }
+
+func (k oneKey) Key(context.Context, matrix.ServerName, matrix.KeyID, time.Time) (*matrix.PublicKey, error) {
+	return k.Public(), nil
 }
 
 // restart builds the syncer anew: what was only in memory is gone.
