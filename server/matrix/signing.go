@@ -7,6 +7,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -248,7 +249,7 @@ func VerifyEvent(ctx context.Context, e *Event, keys KeySource) error {
 }
 
 func verifySigner(ctx context.Context, e *Event, signed []byte, server ServerName, validAt time.Time, keys KeySource) error {
-	ids := signatureKeyIDs(e.json, string(server))
+	ids := slices.DeleteFunc(signatureKeyIDs(e.json, string(server)), func(id KeyID) bool { return id == PolicyKeyID })
 	if len(ids) == 0 {
 		return &SignatureError{server, "the event is not signed by this server"}
 	}
@@ -287,15 +288,7 @@ func (e *SignatureError) Error() string { return "signature of " + string(e.Serv
 // WithSignature returns the event with a signature of server added: for invites, and for restricted joins that we
 // authorize.
 func (e *Event) WithSignature(server ServerName, key *SigningKey) *Event {
-	f, _ := fieldsOf(e.json)
-	var stack [2048]byte
-	signed := appendRedacted(stack[:0], e.json, &f, e.version, true)
-	s := &Event{version: e.version, id: e.id, redacted: e.redacted}
-	s.json = addSignature(e.json, string(server), key.ID, key.Sign(signed))
-	f, _ = fieldsOf(s.json)
-	s.fill(&f)
-	s.roomID = e.roomID
-	return s
+	return e.withSignature(server, key.ID, key.Sign(e.signable()))
 }
 
 // SignedBy reports whether the event carries a signature of server; it does not check it.
