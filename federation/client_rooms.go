@@ -246,6 +246,12 @@ func (c *Client) PublicRooms(ctx context.Context, server matrix.ServerName, quer
 	return answer, err
 }
 
+// AskPolicyServer: see room.Remote. Spec v1.19 server-server-api/#post_matrixpolicyv1sign
+func (c *Client) AskPolicyServer(ctx context.Context, server matrix.ServerName, event json.RawMessage) (answer map[matrix.ServerName]map[matrix.KeyID]string, err error) {
+	err = c.call(ctx, request{server: server, method: http.MethodPost, path: "/_matrix/policy/v1/sign", body: event, limit: maxKeyAnswer, timeout: 10 * time.Second}, &answer)
+	return answer, err
+}
+
 // Hierarchy: see room.Remote. Spec v1.19 server-server-api/#get_matrixfederationv1hierarchyroomid
 func (c *Client) Hierarchy(ctx context.Context, server matrix.ServerName, id matrix.RoomID, suggestedOnly bool) (answer room.HierarchyResponse, err error) {
 	err = c.call(ctx, request{server: server, method: http.MethodGet,

@@ -89,6 +89,9 @@ func (s *Service) receiveInto(ctx context.Context, origin matrix.ServerName, roo
 		return results
 	}
 	good, late, err := s.sortOut(ctx, origin, room, good)
+	if err == nil {
+		s.askPolicies(ctx, room, good)
+	}
 	verdicts, refusals := make([]error, len(good)), make([]error, len(good))
 	if err == nil && len(good) > 0 {
 		err = s.update(ctx, room, func(u *update) (err error) {
@@ -363,6 +366,16 @@ func (u *update) accept(e *matrix.Event, how arrival) (added *storage.Event, ver
 		}
 		if refused != nil {
 			in.flags, verdict = storage.SoftFailed, fmt.Errorf("%w: %w", ErrSoftFailed, refused)
+		}
+	}
+	// 7. Is validated by the policy server, if the room is using one, otherwise it is “soft failed”.
+	if verdict == nil && !how.history {
+		signed, refused, err := u.recommended(e)
+		if err != nil {
+			return nil, nil, err
+		}
+		if in.event = signed; refused != nil {
+			in.event, in.flags, verdict = e, storage.SoftFailed, fmt.Errorf("%w: %w", ErrSoftFailed, refused)
 		}
 	}
 	added, err = u.append(in)

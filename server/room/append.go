@@ -79,7 +79,7 @@ func emptySnapshot(row storage.Room) *Snapshot {
 
 // run queues fn. Who finds nobody running the queue runs it, once: it then hands that over to the next in the queue.
 func (s *Service) run(ctx context.Context, r *Room, fn func(u *update) error) error {
-	return s.runJob(r, &job{ctx: ctx, fn: fn, done: make(chan bool, 1)})
+	return s.runSigned(ctx, r, fn)
 }
 
 // runAlone is run for a function that needs all that was done before it to be in the database.

@@ -229,7 +229,7 @@ func (u *update) enter(join *matrix.Event, in *entrance) error {
 		return err
 	}
 	if verdict != nil {
-		return fmt.Errorf("the server let us in, but its state does not: %w", verdict)
+		return matrix.Forbidden("the server let the user in, but the room's state does not: %s", verdict)
 	}
 	u.handed = join.ID()
 	added, err := u.append(entry{event: join, before: in.root})

@@ -18,6 +18,8 @@ type foreign struct {
 	joins       keyedLocks
 	histories   keyedLocks
 	noHistory   memo[matrix.RoomID, struct{}] // rooms whose history nobody gave lately
+	policies    memo[policyKey, policyVerdict]
+	noPolicy    memo[matrix.ServerName, struct{}] // policy servers that did not answer lately
 }
 
 type hierarchyKey struct {

@@ -187,7 +187,7 @@ func (u *update) setMember(sender, target matrix.UserID, content json.RawMessage
 	if err := u.allow(e); err != nil {
 		return nil, err
 	}
-	return u.append(entry{event: e, before: u.snap.Root, built: true})
+	return u.appendOwn(entry{event: e, before: u.snap.Root, built: true})
 }
 
 // memberContent is the content of a member event. The profile of a user of this server is put in where it becomes visible to others anyway.

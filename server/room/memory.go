@@ -59,6 +59,8 @@ type Snapshot struct {
 	Encrypted         bool
 	RoomType          string // "m.space", or "" for an ordinary room
 	ACL               *ACL   // nil: all servers may take part
+	// Policy is the policy server that the room names, which need not be in the room; nil for none.
+	Policy *matrix.PolicyServer
 
 	// Local are the joined users of this server, with the numbers of their member events. It must not be written to.
 	Local map[matrix.UserID]int64
@@ -334,6 +336,14 @@ func (s *Service) decode(ctx context.Context, snap *Snapshot, fresh *staged) err
 	snap.ACL = nil
 	if acl != nil {
 		snap.ACL = parseACL(acl.Content())
+	}
+	policy, err := get(matrix.TypePolicy)
+	if err != nil {
+		return err
+	}
+	snap.Policy = nil
+	if policy != nil {
+		snap.Policy = matrix.ParsePolicy(policy.Content())
 	}
 	return nil
 }

@@ -138,6 +138,9 @@ func (s *Service) notBehind(ctx context.Context, r *Room, events []*matrix.Event
 // here, the state there is asked for, too. history marks events from before what we have. What a rule refuses or what cannot be
 // judged is passed over.
 func (s *Service) pull(ctx context.Context, server matrix.ServerName, r *Room, events []*matrix.Event, history bool) error {
+	if !history {
+		s.askPolicies(ctx, r.ID, events)
+	}
 	states := 0
 	for _, e := range byPrev(events) {
 		missing, err := s.unknownPrevs(ctx, e)

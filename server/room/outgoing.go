@@ -343,6 +343,11 @@ func (s *Service) inviteThrough(ctx context.Context, room matrix.RoomID, b matri
 		if err = u.allow(invite); err != nil {
 			return err
 		}
+		signed, refused, err := u.recommended(invite)
+		if err != nil || refused != nil {
+			return errors.Join(err, refused)
+		}
+		invite = signed
 		state, err = u.inviteState(b.Sender)
 		return err
 	})

@@ -246,6 +246,10 @@ func (s *Service) tryWhole(ctx context.Context, id matrix.RoomID, round int) (do
 	if p == nil {
 		return true
 	}
+	if _, err := s.o.DB.Event(ctx, p.Join); errors.Is(err, storage.ErrNotFound) {
+		log.Warn("the event by which this server came into a room has been deleted; the state of the room stays without some members")
+		return s.giveUpPartial(ctx, r, func(*update) bool { return true })
+	}
 	for i, server := range s.whoHasState(r, p) {
 		err := s.makeWhole(ctx, r, p, server, round >= strictRounds && i == 0)
 		switch {
@@ -260,15 +264,20 @@ func (s *Service) tryWhole(ctx context.Context, id matrix.RoomID, round int) (do
 		log.Info("a server did not give the state of a room", "server", server, "err", err)
 	}
 	if !r.Snapshot().Joined() { // nobody here needs it, and nobody gives it to us
-		err := s.run(ctx, r, func(u *update) error {
-			if u.snap.partial != nil && !u.snap.Joined() {
-				u.endPartial()
-			}
-			return nil
-		})
-		return err == nil
+		return s.giveUpPartial(ctx, r, func(u *update) bool { return !u.snap.Joined() })
 	}
 	return false
+}
+
+// giveUpPartial leaves the room as it is, if still holds.
+func (s *Service) giveUpPartial(ctx context.Context, r *Room, still func(u *update) bool) bool {
+	err := s.run(ctx, r, func(u *update) error {
+		if u.snap.partial != nil && still(u) {
+			u.endPartial()
+		}
+		return nil
+	})
+	return err == nil
 }
 
 // whoHasState lists whom to ask: the server through which we came, then others that are in the room.

@@ -43,6 +43,10 @@ type Remote interface {
 	// room: PUT /v1/exchange_third_party_invite.
 	ExchangeThirdPartyInvite(ctx context.Context, server matrix.ServerName, room matrix.RoomID, member json.RawMessage) error
 
+	// AskPolicyServer asks a room's policy server to sign an event: POST /_matrix/policy/v1/sign. The answer is signatures by server and
+	// key ID; the error is a *matrix.Error if the server refuses to sign.
+	AskPolicyServer(ctx context.Context, server matrix.ServerName, event json.RawMessage) (map[matrix.ServerName]map[matrix.KeyID]string, error)
+
 	// Backfill asks for events before from, from itself included: GET /v1/backfill. At most limit events.
 	Backfill(ctx context.Context, server matrix.ServerName, room matrix.RoomID, from []matrix.EventID, limit int) ([]json.RawMessage, error)
 	// MissingEvents asks for what lies between two sets of events: POST /v1/get_missing_events.

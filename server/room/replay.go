@@ -2,6 +2,7 @@ package room
 
 import (
 	"context"
+	"errors"
 	"slices"
 
 	"parley.im/parley/server/matrix"
@@ -63,6 +64,10 @@ func (u *update) replayStep(done replayed, join *storage.Event, before storage.S
 	}
 	for _, w := range waiting {
 		e, err := u.s.event(u.ctx, w.Num, u.fresh)
+		if errors.Is(err, storage.ErrNotFound) { // deleted meanwhile
+			done.at = w.At
+			continue
+		}
 		if err != nil {
 			return done, false, err
 		}
@@ -124,6 +129,8 @@ func (u *update) judgeAgain(done *replayed, e *storage.Event, before storage.Sta
 		return 0, err
 	case verdict != nil:
 		return storage.Rejected, nil
+	case e.Flags&storage.SoftFailed != 0 && !u.isRecommended(e.Event):
+		return storage.SoftFailed, nil
 	case before == done.root:
 		return 0, nil
 	}

@@ -441,7 +441,7 @@ func (s *Service) ReceiveThirdPartyInvite(ctx context.Context, origin matrix.Ser
 		if err := u.allow(e); err != nil {
 			return err
 		}
-		_, err = u.append(entry{event: e, before: u.snap.Root})
+		_, err = u.appendOwn(entry{event: e, before: u.snap.Root})
 		return err
 	})
 }

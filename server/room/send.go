@@ -137,7 +137,7 @@ func (u *update) send(r *SendRequest) (matrix.EventID, error) {
 	if err := u.allow(e); err != nil {
 		return "", err
 	}
-	stored, err := u.append(entry{event: e, before: u.snap.Root, device: r.Device, txnID: r.TxnID, built: true})
+	stored, err := u.appendOwn(entry{event: e, before: u.snap.Root, device: r.Device, txnID: r.TxnID, built: true})
 	if err != nil {
 		return "", err
 	}
@@ -193,6 +193,9 @@ func (u *update) build(b *matrix.Builder) (*matrix.Event, error) {
 		if e != nil {
 			b.AuthEvents = append(b.AuthEvents, e.ID())
 		}
+	}
+	if e := u.builtBefore(b); e != nil {
+		return e, nil
 	}
 	if u.room.Version.EventIDInEvent {
 		b.ReferenceHash = u.referenceHash

@@ -38,6 +38,8 @@ type update struct {
 	sent     []sentTxn
 	// handed is the event by which we come into the room through another server.
 	handed matrix.EventID
+	// asked are events of ours that the function has built before, and about which the policy server has been asked meanwhile.
+	asked []*matrix.Event
 	// whole is set while what happened in a partial room is judged again in view of its whole state.
 	whole bool
 	// resetWindow has the recent past read from the database again: it is not what it was.

@@ -28,6 +28,8 @@ type world struct {
 	asked []string                          // what was asked for: "method to"
 	fault map[string]func() error           // by "method to": the error in place of the answer
 	tweak map[string]func(answer any) error // by "method to": changes an answer, to which it gets a pointer
+	// policy is what a policy server answers; nil if there is none.
+	policy func(event json.RawMessage) (map[matrix.ServerName]map[matrix.KeyID]string, error)
 }
 
 // wholeJoins has members not left out, so that a joined room is whole at once.
@@ -154,6 +156,15 @@ func (r *wire) ExchangeThirdPartyInvite(ctx context.Context, to matrix.ServerNam
 		return struct{}{}, s.ReceiveThirdPartyInvite(ctx, r.from, room, member)
 	})
 	return err
+}
+
+func (r *wire) AskPolicyServer(ctx context.Context, to matrix.ServerName, event json.RawMessage) (map[matrix.ServerName]map[matrix.KeyID]string, error) {
+	return ask(r, "policy", to, func(*Service) (map[matrix.ServerName]map[matrix.KeyID]string, error) {
+		if r.w.policy == nil {
+			return nil, matrix.NotFound("this is no policy server")
+		}
+		return r.w.policy(event)
+	})
 }
 
 func (r *wire) Backfill(ctx context.Context, to matrix.ServerName, room matrix.RoomID, from []matrix.EventID, limit int) ([]json.RawMessage, error) {
