@@ -328,6 +328,17 @@ func (c *Client) newRequest(ctx context.Context, q request, t target) (*http.Req
 
 // call sends q and reads the JSON of the answer into answer, unless that is nil.
 func (c *Client) call(ctx context.Context, q request, answer any) error {
+	return c.read(ctx, q, func(answered io.Reader, limit int64) error {
+		body, err := readAll(answered, limit)
+		if err == nil && answer != nil {
+			err = json.Unmarshal(body, answer, lax)
+		}
+		return err
+	})
+}
+
+// read sends q and has the answer's body read, of which no more than limit bytes must be.
+func (c *Client) read(ctx context.Context, q request, read func(body io.Reader, limit int64) error) error {
 	if q.timeout == 0 {
 		q.timeout = c.o.Config.RequestTimeout
 	}
@@ -341,11 +352,7 @@ func (c *Client) call(ctx context.Context, q request, answer any) error {
 		return err
 	}
 	defer response.Body.Close()
-	body, err := readAll(response.Body, q.limit)
-	if err == nil && answer != nil {
-		err = json.Unmarshal(body, answer, lax)
-	}
-	if err != nil {
+	if err := read(response.Body, q.limit); err != nil {
 		return fmt.Errorf("answer of %s to %s: %w", q.server, pathOnly(q.path), err)
 	}
 	return nil

@@ -44,17 +44,6 @@ func (c *Client) makeMembership(ctx context.Context, server matrix.ServerName, p
 	return answer, err
 }
 
-// SendJoin: see room.Remote. Spec v1.19 server-server-api/#put_matrixfederationv2send_joinroomideventid
-func (c *Client) SendJoin(ctx context.Context, server matrix.ServerName, id matrix.RoomID, event matrix.EventID, join json.RawMessage, omitMembers bool) (answer room.SendJoinResponse, err error) {
-	path := escape(v2+"/send_join", string(id), string(event))
-	if omitMembers {
-		path += "?omit_members=true"
-	}
-	err = c.call(ctx, request{server: server, method: http.MethodPut, path: path, body: join, urgent: true,
-		timeout: c.o.Config.JoinTimeout, limit: c.o.Config.MaxResponseBytes}, &answer)
-	return answer, err
-}
-
 // SendLeave: see room.Remote. Spec v1.19 server-server-api/#put_matrixfederationv2send_leaveroomideventid
 func (c *Client) SendLeave(ctx context.Context, server matrix.ServerName, id matrix.RoomID, event matrix.EventID, leave json.RawMessage) error {
 	return c.call(ctx, request{server: server, method: http.MethodPut, path: escape(v2+"/send_leave", string(id), string(event)), body: leave, urgent: true}, nil)

@@ -1,22 +1,31 @@
 package storage
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 
 	"parley.im/parley/server/matrix"
 )
 
 // stageBatch is how many rows one write of Stage… writes: it holds up all other writers for as long, a few milliseconds.
-const stageBatch = 500
+const stageBatch = 1000
 
 // StageNodes stores the nodes of a state before any row names it, in writes of bounded size. Nodes are addressed by what they hold, so
 // those that nobody comes to need do no harm and are found again.
 func (db *DB) StageNodes(ctx context.Context, room int64, nodes *StateNodes) error {
-	for from := 0; from < len(nodes.order); from += stageBatch {
-		to := min(from+stageBatch, len(nodes.order))
-		part := StateNodes{order: nodes.order[from:to], bytes: nodes.bytes[from:to]}
+	order := make([]int, len(nodes.order)) // by their keys, so that neighbours are written together
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortFunc(order, func(a, b int) int { return bytes.Compare(nodes.order[a][:], nodes.order[b][:]) })
+	for chunk := range slices.Chunk(order, stageBatch) {
+		var part StateNodes
+		for _, i := range chunk {
+			part.order, part.bytes = append(part.order, nodes.order[i]), append(part.bytes, nodes.bytes[i])
+		}
 		if err := db.Write(ctx, func(tx *Tx) error { return tx.writeNodes(room, &part) }); err != nil {
 			return fmt.Errorf("stage nodes of room %d: %w", room, err)
 		}
@@ -31,6 +40,8 @@ func (db *DB) StageNodes(ctx context.Context, room int64, nodes *StateNodes) err
 // attempt must write over them.
 func (db *DB) StageMembers(ctx context.Context, room int64, tip []int64, members []MemberChange) error {
 	as := encodeTip(tip)
+	members = slices.Clone(members) // in the order of an index; the other one has few servers
+	slices.SortFunc(members, func(a, b MemberChange) int { return strings.Compare(string(a.User), string(b.User)) })
 	for chunk := range slices.Chunk(members, stageBatch) {
 		err := db.Write(ctx, func(tx *Tx) error {
 			locked := tx.Exec("UPDATE rooms SET seq = seq WHERE num = ? AND tip = ?", room, as)

@@ -18,8 +18,8 @@ import (
 // and current state. Only that makes this server take part. What an attempt that ended before that has left behind is found again or
 // written over by the next one.
 
-// joined takes in what server answered to our join.
-func (s *Service) joined(ctx context.Context, server matrix.ServerName, join *matrix.Event, answer SendJoinResponse) error {
+// joined takes in what server answered to our join: the events of the state before it, and those that are in their auth chain only.
+func (s *Service) joined(ctx context.Context, server matrix.ServerName, join *matrix.Event, answer SendJoinResponse, state, chain []*matrix.Event) error {
 	if err := matrix.VerifyEvent(ctx, join, s.o.Keys); err != nil {
 		return err
 	}
@@ -29,22 +29,17 @@ func (s *Service) joined(ctx context.Context, server matrix.ServerName, join *ma
 	if answer.MembersOmitted && !s.o.Config.PartialJoins {
 		return errors.New("it has left out members that were asked for")
 	}
-	if len(answer.State) > maxStateEvents || len(answer.AuthChain) > maxStateEvents {
-		return fmt.Errorf("a state of %d events with %d auth events", len(answer.State), len(answer.AuthChain))
-	}
 	version, room := join.Version(), join.RoomID()
-	events := s.verifyEvents(ctx, parseEvents(answer.State, version, room, maxStateEvents))
-	inState := make(map[matrix.EventID]bool, len(events))
-	for _, e := range events {
-		inState[e.ID()] = e.IsState()
-	}
-	create, err := createOf(events, version)
+	state = s.verifyEvents(ctx, state)
+	create, err := createOf(state, version)
 	if err != nil {
 		return err
 	}
-	chain := parseEvents(answer.AuthChain, version, room, maxStateEvents)
-	chain = slices.DeleteFunc(chain, func(e *matrix.Event) bool { _, ok := inState[e.ID()]; return ok })
-	verified := append(events, s.verifyEvents(ctx, chain)...)
+	inState := make(map[matrix.EventID]bool, len(state))
+	for _, e := range state {
+		inState[e.ID()] = e.IsState()
+	}
+	verified := append(state, s.verifyEvents(ctx, chain)...)
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -56,13 +51,13 @@ func (s *Service) joined(ctx context.Context, server matrix.ServerName, join *ma
 		e := known[id]
 		return eventOf(e), e != nil && e.Flags&storage.Rejected != 0
 	})
-	var state []stateEvent
+	entries := make([]stateEvent, 0, len(inState))
 	claimed := map[string]stateEvent{}
 	err = s.storeJudged(ctx, room, version, verdicts, func(e *storage.Event) {
 		switch {
 		case e.Flags&storage.Rejected != 0:
 		case inState[e.ID()]:
-			state = append(state, stateEventOf(e))
+			entries = append(entries, stateEventOf(e))
 		case e.Type() == matrix.TypeMember && slices.Contains(join.AuthEvents(), e.ID()):
 			claimed[stateKey(e.Event)] = stateEventOf(e)
 		}
@@ -71,16 +66,16 @@ func (s *Service) joined(ctx context.Context, server matrix.ServerName, join *ma
 		return err
 	}
 	if !answer.MembersOmitted {
-		return s.startFrom(ctx, join, state, nil)
+		return s.startFrom(ctx, join, entries, nil)
 	}
 	// The members by which the join goes are of the state before it, even where members are left out.
-	for _, e := range state {
+	for _, e := range entries {
 		if e.Type == matrix.TypeMember {
 			delete(claimed, e.Key)
 		}
 	}
-	state = slices.AppendSeq(state, maps.Values(claimed))
-	if err := s.startFrom(ctx, join, state, s.partialServers(server, answer.ServersInRoom)); err != nil {
+	entries = slices.AppendSeq(entries, maps.Values(claimed))
+	if err := s.startFrom(ctx, join, entries, s.partialServers(server, answer.ServersInRoom)); err != nil {
 		return err
 	}
 	s.foreign.partial.kick(s, room)

@@ -332,7 +332,7 @@ func (s *Service) onlyNew(ctx context.Context, events []*matrix.Event, alsoOutli
 }
 
 // outlierBatch is how many outliers are written at a time: each write holds the room and the database's writer for as long.
-const outlierBatch = 500
+const outlierBatch = 1000
 
 // storeOutliers judges verified events by their auth events and stores them, the rejected with that flag. Those whose auth events are not
 // all here or among them are left out.

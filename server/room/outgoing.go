@@ -212,7 +212,9 @@ func (s *Service) joinThrough(ctx context.Context, r JoinRequest, content json.R
 			h.failed(server, err)
 			continue
 		}
-		accepted, err := s.o.Remote.SendJoin(ctx, server, r.Room, join.ID(), join.JSON(), s.o.Config.PartialJoins)
+		in := newIntake(join.Version(), r.Room)
+		accepted, err := s.o.Remote.SendJoin(ctx, server, r.Room, join.ID(), join.JSON(), s.o.Config.PartialJoins, in.take)
+		state, chain := in.end()
 		if err != nil {
 			h.failed(server, err)
 			continue
@@ -222,7 +224,7 @@ func (s *Service) joinThrough(ctx context.Context, r JoinRequest, content json.R
 				join = signed
 			}
 		}
-		if err := s.joined(ctx, server, join, accepted); err != nil {
+		if err := s.joined(ctx, server, join, accepted, state, chain); err != nil {
 			h.failed(server, err)
 			continue
 		}

@@ -26,7 +26,10 @@ type Remote interface {
 	MakeJoin(ctx context.Context, server matrix.ServerName, room matrix.RoomID, user matrix.UserID, versions []string) (MakeResponse, error)
 	// SendJoin hands in the signed join: PUT /_matrix/federation/v2/send_join. With omitMembers the answer may leave out
 	// the membership events (SendJoinResponse.MembersOmitted).
-	SendJoin(ctx context.Context, server matrix.ServerName, room matrix.RoomID, event matrix.EventID, join json.RawMessage, omitMembers bool) (SendJoinResponse, error)
+	//
+	// The events of the state and of its auth chain go to events as they come in; the lists of the response are nil. Nothing may be made of them
+	// unless the error is nil.
+	SendJoin(ctx context.Context, server matrix.ServerName, room matrix.RoomID, event matrix.EventID, join json.RawMessage, omitMembers bool, events EventSink) (SendJoinResponse, error)
 	// MakeLeave asks for the template of a leave event, to reject an invite or take back a knock: GET /v1/make_leave.
 	MakeLeave(ctx context.Context, server matrix.ServerName, room matrix.RoomID, user matrix.UserID) (MakeResponse, error)
 	// SendLeave hands in the signed leave: PUT /v2/send_leave.

@@ -126,8 +126,25 @@ func (r *wire) MakeJoin(ctx context.Context, to matrix.ServerName, room matrix.R
 	return ask(r, "make_join", to, func(s *Service) (MakeResponse, error) { return s.MakeJoin(ctx, r.from, room, user, versions) })
 }
 
-func (r *wire) SendJoin(ctx context.Context, to matrix.ServerName, room matrix.RoomID, id matrix.EventID, join json.RawMessage, omit bool) (SendJoinResponse, error) {
-	return ask(r, "send_join", to, func(s *Service) (SendJoinResponse, error) { return s.SendJoin(ctx, r.from, room, id, join, omit) })
+func (r *wire) SendJoin(ctx context.Context, to matrix.ServerName, room matrix.RoomID, id matrix.EventID, join json.RawMessage, omit bool, events EventSink) (SendJoinResponse, error) {
+	answer, err := ask(r, "send_join", to, func(s *Service) (SendJoinResponse, error) { return s.SendJoin(ctx, r.from, room, id, join, omit) })
+	return pour(answer, err, events)
+}
+
+// pour hands over the events of an answer as a client does.
+func pour(answer SendJoinResponse, err error, events EventSink) (SendJoinResponse, error) {
+	for _, raw := range answer.State {
+		if err == nil {
+			err = events(true, raw)
+		}
+	}
+	for _, raw := range answer.AuthChain {
+		if err == nil {
+			err = events(false, raw)
+		}
+	}
+	answer.State, answer.AuthChain = nil, nil
+	return answer, err
 }
 
 func (r *wire) MakeLeave(ctx context.Context, to matrix.ServerName, room matrix.RoomID, user matrix.UserID) (MakeResponse, error) {
