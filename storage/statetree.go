@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"math/bits"
 	"slices"
+	"sync/atomic"
 )
 
 // State after every event is kept as a persistent tree. The keys are hashes of (type, state_key), the values are event
@@ -91,6 +92,8 @@ type treeRef struct {
 type treeNode struct {
 	entries  []treeEntry
 	children *[16]treeRef
+	// newest is the highest event number below, 0 as long as nobody has asked. It is not stored.
+	newest atomic.Int64
 }
 
 func (n *treeNode) count() int {

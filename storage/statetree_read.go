@@ -80,6 +80,75 @@ func (db *DB) StateNums(ctx context.Context, room int64, root StateRoot, part St
 	return nums, nil
 }
 
+// StateNumsAfter lists the events of a state whose numbers are above after. It remembers what it need not look at while the nodes are in memory, so
+// that the newest events of a large state are found without going through all of it.
+func (db *DB) StateNumsAfter(ctx context.Context, room int64, root StateRoot, part StatePart, after int64, fresh *StateNodes) ([]int64, error) {
+	var nums []int64
+	var levels [][]visit
+	for level := part.roots(root); len(level) > 0; {
+		nodes, err := db.stateNodes(ctx, room, level, fresh)
+		if err != nil {
+			return nil, err
+		}
+		visits := make([]visit, len(nodes))
+		levels = append(levels, visits)
+		level = nil
+		for i, n := range nodes {
+			visits[i].node = n
+			if newest := n.newest.Load(); newest > 0 && newest <= after {
+				continue
+			}
+			visits[i].entered = true
+			for _, e := range n.entries {
+				if e.num > after {
+					nums = append(nums, e.num)
+				}
+			}
+			if n.children == nil {
+				continue
+			}
+			for _, c := range n.children {
+				if c.count > 0 {
+					level = append(level, c.hash)
+				}
+			}
+		}
+	}
+	rememberNewest(levels)
+	return nums, nil
+}
+
+// visit is a node on a walk, and whether the walk went on below it.
+type visit struct {
+	node    *treeNode
+	entered bool
+}
+
+// rememberNewest notes in the nodes of a walk what is the newest below them, from the lowest level up.
+func rememberNewest(levels [][]visit) {
+	for depth := len(levels) - 1; depth >= 0; depth-- {
+		child := 0 // on the next level, where the children of the nodes that were entered follow one another
+		for _, v := range levels[depth] {
+			if !v.entered {
+				continue
+			}
+			n, newest := v.node, int64(0)
+			for _, e := range n.entries {
+				newest = max(newest, e.num)
+			}
+			if n.children != nil {
+				for _, c := range n.children {
+					if c.count > 0 {
+						newest = max(newest, levels[depth+1][child].node.newest.Load())
+						child++
+					}
+				}
+			}
+			n.newest.Store(newest)
+		}
+	}
+}
+
 // StateCount is the number of entries in a part of a state; it reads one node per tree.
 func (db *DB) StateCount(ctx context.Context, room int64, root StateRoot, part StatePart) (int, error) {
 	total := 0

@@ -36,6 +36,10 @@ type Resolution struct {
 	// UnconflictedAfter, if it is not nil, is used with Order instead of UnconflictedEvents: it yields at least the
 	// unconflicted events with a larger number than the given one.
 	UnconflictedAfter func(order int64) iter.Seq[EventID]
+
+	// InUnconflictedChains, if it is not nil, is used with Order instead of both: it picks the events that are in the auth chain of an unconflicted
+	// event. It is for who knows that without walking the chains of a large room each time.
+	InUnconflictedChains func(events []EventID) (map[EventID]bool, error)
 }
 
 // Resolve returns the resolved entries for the conflicted tuples; a conflicted tuple without an entry has none in the

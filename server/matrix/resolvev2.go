@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"container/heap"
 	"errors"
+	"fmt"
 	"iter"
 	"math"
 	"slices"
@@ -43,30 +44,16 @@ func (s *resolver) fromUnconflicted() bool { return s.Version.StateResolution !=
 
 // fullConflictedSet is the conflicted state set, the auth difference and in version 2.1 the conflicted state subgraph.
 func (s *resolver) fullConflictedSet() ([]int32, error) {
-	walked, err := s.walkChains()
-	if errors.Is(err, errOrder) {
+	walked, difference, err := s.authDifference()
+	if errors.Is(err, ErrOrder) {
 		// Exactness goes before speed.
 		if s.UnconflictedEvents == nil && s.UnconflictedAfter != nil {
 			s.UnconflictedEvents = s.UnconflictedAfter(math.MinInt64)
 		}
-		s.Order, s.UnconflictedAfter = nil, nil
-		walked, err = s.walkChains()
+		s.Order, s.UnconflictedAfter, s.InUnconflictedChains = nil, nil, nil
+		walked, difference, err = s.authDifference()
 	}
 	if err != nil {
-		return nil, err
-	}
-	// Walked is in an order in which auth events come after what they authorize.
-	var difference []int32
-	for _, n := range walked {
-		x := &s.nodes[n]
-		if x.conflicted {
-			x.full = true
-		} else if x.chains != s.full {
-			difference = append(difference, n)
-		}
-	}
-	// What an unconflicted event leads to is in the chains of all states.
-	if difference, err = s.withoutUnconflicted(difference); err != nil {
 		return nil, err
 	}
 	for _, n := range difference {
@@ -82,6 +69,25 @@ func (s *resolver) fullConflictedSet() ([]int32, error) {
 		}
 	}
 	return full, nil
+}
+
+// authDifference gives the events walked, in an order in which auth events come after what they authorize, and those of them that are in the auth
+// chains of some states and not of all. What is conflicted is marked as full.
+func (s *resolver) authDifference() (walked, difference []int32, err error) {
+	if walked, err = s.walkChains(); err != nil {
+		return nil, nil, err
+	}
+	for _, n := range walked {
+		x := &s.nodes[n]
+		if x.conflicted {
+			x.full = true
+		} else if x.chains != s.full {
+			difference = append(difference, n)
+		}
+	}
+	// What an unconflicted event leads to is in the chains of all states.
+	difference, err = s.withoutUnconflicted(difference)
+	return walked, difference, err
 }
 
 // markSubgraph puts the conflicted state subgraph into the full conflicted set: every event on a path from a conflicted
@@ -137,7 +143,7 @@ func (s *resolver) walkChains() ([]int32, error) {
 		out := s.nodes[n].chains | s.nodes[n].inSets
 		for _, a := range s.nodes[n].auth {
 			if s.Order != nil && s.nodes[a].event != nil && s.nodes[a].order >= s.nodes[n].order {
-				return nil, errOrder
+				return nil, ErrOrder
 			}
 			known := s.nodes[a].seen
 			was := known && isPartial(a)
@@ -160,8 +166,8 @@ func (s *resolver) walkChains() ([]int32, error) {
 	return walked, nil
 }
 
-// errOrder says that Resolution.Order does not keep its word.
-var errOrder = errors.New("an event is not after its auth events")
+// ErrOrder says that Resolution.Order does not keep its word. Resolve then does without it; InUnconflictedChains may answer it as well.
+var ErrOrder = errors.New("an event is not after its auth events")
 
 // loadParents loads the auth events of the nodes, as their order must be known before they are queued.
 func (s *resolver) loadParents(nodes []int32) error {
@@ -264,6 +270,17 @@ func (q *orderQueue) Pop() any {
 func (s *resolver) withoutUnconflicted(candidates []int32) ([]int32, error) {
 	if len(candidates) == 0 {
 		return nil, nil
+	}
+	if s.Order != nil && s.InUnconflictedChains != nil {
+		ids := make([]EventID, len(candidates))
+		for i, n := range candidates {
+			ids[i] = s.nodes[n].id
+		}
+		inAll, err := s.InUnconflictedChains(ids)
+		if err != nil {
+			return nil, fmt.Errorf("resolve state: %w", err)
+		}
+		return slices.DeleteFunc(candidates, func(n int32) bool { return inAll[s.nodes[n].id] }), nil
 	}
 	lowest := int64(math.MinInt64)
 	unconflicted := s.UnconflictedEvents

@@ -98,6 +98,7 @@ type Service struct {
 
 	users    users
 	resolved resolved
+	chains   rememberedChains
 	related  related
 
 	foreign foreign // see foreign.go

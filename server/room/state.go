@@ -197,7 +197,7 @@ func (q *resolving) changes() ([]storage.StateEntry, error) {
 			q.known[e.ID()] = e
 			return e.ID()
 		},
-		UnconflictedEvents: q.unconflicted(conflicted, 0, &failed),
+		UnconflictedEvents: q.unconflicted(conflicted, &failed),
 		// Events are numbered after their auth events. Should one not be, Resolve finds out and walks all.
 		Order: func(id matrix.EventID) int64 {
 			if e := q.known[id]; e != nil {
@@ -205,8 +205,10 @@ func (q *resolving) changes() ([]storage.StateEntry, error) {
 			}
 			return 0
 		},
-		UnconflictedAfter: func(num int64) iter.Seq[matrix.EventID] { return q.unconflicted(conflicted, num, &failed) },
-		Load:              q.load,
+		InUnconflictedChains: func(ids []matrix.EventID) (map[matrix.EventID]bool, error) {
+			return q.inUnconflictedChains(conflicted, ids)
+		},
+		Load: q.load,
 		Rejected: func(id matrix.EventID) bool {
 			e := q.known[id]
 			return e != nil && e.Flags&storage.Rejected != 0
@@ -285,15 +287,14 @@ func (q *resolving) withoutUnknown(diffs []storage.StateDiff, other storage.Stat
 	return slices.DeleteFunc(diffs, func(d storage.StateDiff) bool { return oneSided[d] }), nil
 }
 
-// unconflicted yields the events of the unconflicted state with a number above after.
-func (q *resolving) unconflicted(conflicted map[matrix.StateTuple]bool, after int64, failed *error) iter.Seq[matrix.EventID] {
+// unconflicted yields the events of the unconflicted state.
+func (q *resolving) unconflicted(conflicted map[matrix.StateTuple]bool, failed *error) iter.Seq[matrix.EventID] {
 	return func(yield func(matrix.EventID) bool) {
 		nums, err := q.s.o.DB.StateNums(q.ctx, q.room.Num, q.roots[0], storage.AllState, &q.fresh.nodes)
 		if err != nil {
 			*failed = err
 			return
 		}
-		nums = slices.DeleteFunc(nums, func(num int64) bool { return num <= after })
 		for chunk := range slices.Chunk(nums, 1000) {
 			events, err := q.s.events(q.ctx, chunk, q.fresh)
 			if err != nil {
