@@ -66,8 +66,8 @@ func TestFloors(t *testing.T) {
 		"server/push": 2, "server/media": 2, "server/room": 3, "server/syncer": 4, "server/voice": 4, "api": 5,
 		"federation": 5, "server": 6,
 	}
-	// storagetest is for the tests of the others.
-	tests := map[string]bool{"storage/storagetest": true}
+	// storagetest and matrixtest are for the tests of the others.
+	tests := map[string]bool{"storage/storagetest": true, "server/matrix/matrixtest": true}
 	checked := 0
 	for dir, imports := range houseImports(t) {
 		floor, ok := floors[dir]

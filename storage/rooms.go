@@ -307,3 +307,22 @@ func (db *DB) Threads(ctx context.Context, room, before int64, limit int) ([]Thr
 		GROUP BY parent HAVING MAX(num) < ? ORDER BY MAX(num) DESC LIMIT ?`, room, before, limit).Scan(&threads).Error
 	return threads, err
 }
+
+// RoomSize is how much a room takes up.
+type RoomSize struct {
+	Events, EventBytes int64 // all events, outliers included
+	Nodes, StateBytes  int64 // of the states of all times
+}
+
+// RoomSize measures a room; the bytes are those of events' JSON and of nodes with their keys, without what the database adds. It reads all of them.
+func (db *DB) RoomSize(ctx context.Context, room matrix.RoomID) (size RoomSize, err error) {
+	r, err := db.RoomByID(ctx, room)
+	if err != nil {
+		return size, err
+	}
+	err = db.Read(ctx).Raw("SELECT COUNT(*), COALESCE(SUM(LENGTH(json)), 0) FROM events WHERE room = ?", r.Num).Row().Scan(&size.Events, &size.EventBytes)
+	if err == nil {
+		err = db.Read(ctx).Raw("SELECT COUNT(*), COALESCE(SUM(LENGTH(node) + 24), 0) FROM state_nodes WHERE room = ?", r.Num).Row().Scan(&size.Nodes, &size.StateBytes)
+	}
+	return size, err
+}

@@ -45,3 +45,11 @@ func newRoomCaches() roomCaches {
 		nums:      &eventNums{},
 	}
 }
+
+// ForgetRooms empties the caches of rooms, as a restart does; for measurements.
+func (db *DB) ForgetRooms() {
+	db.nodes.clear()
+	db.events.clear()
+	db.eventIDs.clear()
+	db.roomNames.clear()
+}
