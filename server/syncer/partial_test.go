@@ -3,6 +3,7 @@ package syncer
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"testing"
@@ -25,8 +26,15 @@ func (r *resident) MakeJoin(ctx context.Context, _ matrix.ServerName, id matrix.
 	return r.rooms.MakeJoin(ctx, "here", id, user, versions)
 }
 
-func (r *resident) SendJoin(ctx context.Context, _ matrix.ServerName, id matrix.RoomID, event matrix.EventID, join json.RawMessage, omit bool) (room.SendJoinResponse, error) {
-	return r.rooms.SendJoin(ctx, "here", id, event, join, omit)
+func (r *resident) SendJoin(ctx context.Context, _ matrix.ServerName, id matrix.RoomID, event matrix.EventID, join json.RawMessage, omit bool, events room.EventSink) (room.SendJoinResponse, error) {
+	answer, err := r.rooms.SendJoin(ctx, "here", id, event, join, omit)
+	for _, raw := range answer.State {
+		err = errors.Join(err, events(true, raw))
+	}
+	for _, raw := range answer.AuthChain {
+		err = errors.Join(err, events(false, raw))
+	}
+	return answer, err
 }
 
 func (r *resident) StateIDs(ctx context.Context, _ matrix.ServerName, id matrix.RoomID, event matrix.EventID) (room.StateIDsResponse, error) {
