@@ -14,7 +14,13 @@ import (
 )
 
 // longRecording is speech of some seconds, by saying the same over and over.
-func longRecording(t *testing.T, seconds int) string {
+func longRecording(t testing.TB, seconds int) string {
+	t.Helper()
+	return takeOf(t, seconds, 0)
+}
+
+// takeOf makes recordings of the same length that differ in their bytes.
+func takeOf(t testing.TB, seconds, take int) string {
 	t.Helper()
 	r, err := audio.NewOggReader(strings.NewReader(recordingFile(t, "speech.ogg")))
 	if err != nil {
@@ -32,12 +38,12 @@ func longRecording(t *testing.T, seconds int) string {
 		packets = append(packets, bytes.Clone(p))
 	}
 	var out bytes.Buffer
-	w, err := audio.NewOggWriter(&out, audio.Head{Channels: 1, InputRate: 48000}, 1)
+	w, err := audio.NewOggWriter(&out, audio.Head{Channels: 1, InputRate: 48000}, uint32(take))
 	if err != nil {
 		t.Fatal(err)
 	}
 	for i := range seconds * 50 { // packets of 20 ms
-		if err := w.WritePacket(packets[i%len(packets)]); err != nil {
+		if err := w.WritePacket(packets[(i+take)%len(packets)]); err != nil {
 			t.Fatal(err)
 		}
 	}

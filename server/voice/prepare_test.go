@@ -41,7 +41,7 @@ func newService(t *testing.T, change func(*Config)) (*Service, media.URI) {
 	return s, upload(t, s, string(content))
 }
 
-func upload(t *testing.T, s *Service, content string) media.URI {
+func upload(t testing.TB, s *Service, content string) media.URI {
 	t.Helper()
 	uri, err := s.Media.Upload(t.Context(), alice, media.Upload{Body: strings.NewReader(content), Size: -1, ContentType: "audio/ogg"})
 	if err != nil {

@@ -30,7 +30,7 @@ import (
 
 // speechServer stands in for a speech service. It answers from the audio that it gets, so that a wrong one shows.
 type speechServer struct {
-	t      *testing.T
+	t      testing.TB
 	server *httptest.Server
 
 	mu     sync.Mutex // guards what follows
@@ -40,7 +40,7 @@ type speechServer struct {
 	before func(call int, w http.ResponseWriter, r *http.Request, format string) bool
 }
 
-func newSpeechServer(t *testing.T) *speechServer {
+func newSpeechServer(t testing.TB) *speechServer {
 	f := &speechServer{t: t}
 	f.server = httptest.NewServer(f)
 	t.Cleanup(f.server.Close)
@@ -130,7 +130,7 @@ func chunks(b []byte, size int) func(func([]byte) bool) {
 // studio is a server with a room, a recording and a speech service.
 type studio struct {
 	*Service
-	t      *testing.T
+	t      testing.TB
 	speech *speechServer
 	room   matrix.RoomID
 	uri    media.URI
@@ -138,7 +138,7 @@ type studio struct {
 	txn    int
 }
 
-func newStudio(t *testing.T, db *storage.DB, change func(*Config)) *studio {
+func newStudio(t testing.TB, db *storage.DB, change func(*Config)) *studio {
 	t.Helper()
 	blobs, err := storage.OpenDiskBlobs(t.TempDir())
 	if err != nil {
@@ -174,7 +174,7 @@ func newStudio(t *testing.T, db *storage.DB, change func(*Config)) *studio {
 	return s
 }
 
-func recordingFile(t *testing.T, name string) string {
+func recordingFile(t testing.TB, name string) string {
 	t.Helper()
 	b, err := os.ReadFile("../audio/testdata/" + name)
 	if err != nil {
