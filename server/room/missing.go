@@ -23,6 +23,8 @@ const (
 	fetchWorkers = 8
 	// maxSingleEvents is how many events are fetched one by one; more of them are had with the whole state.
 	maxSingleEvents = 500
+	// maxAuthChain is how many events of an auth chain are looked at.
+	maxAuthChain = 20_000
 	// maxAuthRounds is how deep an auth chain is followed event by event.
 	maxAuthRounds = 10
 )
@@ -286,7 +288,7 @@ func (s *Service) fetchAuth(ctx context.Context, server matrix.ServerName, r *Ro
 	}
 	raw, err := s.o.Remote.EventAuth(ctx, server, r.ID, e.ID())
 	if err == nil {
-		events := s.verifyEvents(ctx, s.onlyNew(ctx, parseEvents(raw, r.Version, r.ID, maxStateEvents), true))
+		events := s.verifyEvents(ctx, s.onlyNew(ctx, chainOf(e, parseEvents(raw, r.Version, r.ID, maxAuthChain)), true))
 		if err := s.storeOutliers(ctx, r.ID, r.Version, events); err != nil {
 			return err
 		}
@@ -297,6 +299,7 @@ func (s *Service) fetchAuth(ctx context.Context, server matrix.ServerName, r *Ro
 	var chain []*matrix.Event
 	asked := map[matrix.EventID]bool{}
 	for round := 0; round < maxAuthRounds && len(missing) > 0 && len(asked) < maxSingleEvents; round++ {
+		missing = missing[:min(len(missing), maxSingleEvents-len(asked))]
 		for _, id := range missing {
 			asked[id] = true
 		}
@@ -312,6 +315,29 @@ func (s *Service) fetchAuth(ctx context.Context, server matrix.ServerName, r *Ro
 		missing = slices.DeleteFunc(next, func(id matrix.EventID) bool { return asked[id] })
 	}
 	return s.storeOutliers(ctx, r.ID, r.Version, chain)
+}
+
+// chainOf picks the events of which e's auth chain is made: what else a server adds to it is not kept.
+func chainOf(e *matrix.Event, events []*matrix.Event) []*matrix.Event {
+	byID := make(map[matrix.EventID]*matrix.Event, len(events))
+	for _, a := range events {
+		byID[a.ID()] = a
+	}
+	var chain []*matrix.Event
+	for level := []*matrix.Event{e}; len(level) > 0; {
+		var next []*matrix.Event
+		for _, l := range level {
+			for _, id := range l.AuthEvents() {
+				if a := byID[id]; a != nil {
+					delete(byID, id)
+					next = append(next, a)
+				}
+			}
+		}
+		chain = append(chain, next...)
+		level = next
+	}
+	return chain
 }
 
 // onlyNew leaves out the events that are in the graph here already and, with alsoOutliers, those that are here as outliers.

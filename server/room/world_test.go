@@ -25,9 +25,11 @@ type world struct {
 
 	mu    sync.Mutex
 	now   time.Time
-	asked []string                          // what was asked for: "method to"
-	fault map[string]func() error           // by "method to": the error in place of the answer
-	tweak map[string]func(answer any) error // by "method to": changes an answer, to which it gets a pointer
+	asked []string                           // what was asked for: "method to"
+	fault map[string]func() error            // by "method to": the error in place of the answer
+	tweak map[string]func(answer any) error  // by "method to": changes an answer, to which it gets a pointer
+	lie   map[string]func(answer any)        // by "method to": makes the answer, in place of the server
+	made  map[matrix.EventID]json.RawMessage // events that every server gives to who asks for them
 	// policy is what a policy server answers; nil if there is none.
 	policy func(event json.RawMessage) (map[matrix.ServerName]map[matrix.KeyID]string, error)
 }
@@ -43,7 +45,7 @@ var errNoAnswer = errors.New("no answer")
 
 func newWorld(t *testing.T, names ...matrix.ServerName) *world {
 	w := &world{t: t, servers: map[matrix.ServerName]*Service{}, keys: map[matrix.ServerName]*matrix.SigningKey{},
-		now: time.UnixMilli(1_700_000_000_000), fault: map[string]func() error{}, tweak: map[string]func(any) error{}}
+		now: time.UnixMilli(1_700_000_000_000), fault: map[string]func() error{}, tweak: map[string]func(any) error{}, lie: map[string]func(any){}, made: map[matrix.EventID]json.RawMessage{}}
 	for i, name := range names {
 		w.addKey(name, byte(i+1))
 		s := New(Options{Config: wholeJoins(), ServerName: name, DB: storagetest.New(t), Key: w.keys[name], Keys: w, Remote: &wire{w, name},
@@ -103,9 +105,13 @@ func ask[A any](r *wire, method string, to matrix.ServerName, answer func(*Servi
 	what := method + " " + string(to)
 	r.w.mu.Lock()
 	r.w.asked = append(r.w.asked, what)
-	fault, tweak := r.w.fault[what], r.w.tweak[what]
+	fault, tweak, lie := r.w.fault[what], r.w.tweak[what], r.w.lie[what]
 	r.w.mu.Unlock()
 	var none A
+	if lie != nil {
+		lie(&none)
+		return none, nil
+	}
 	if fault != nil {
 		if err := fault(); err != nil {
 			return none, err
@@ -194,6 +200,9 @@ func (r *wire) MissingEvents(ctx context.Context, to matrix.ServerName, room mat
 
 func (r *wire) Event(ctx context.Context, to matrix.ServerName, id matrix.EventID) (json.RawMessage, error) {
 	return ask(r, "event", to, func(s *Service) (json.RawMessage, error) {
+		if raw := r.w.made[id]; raw != nil {
+			return raw, nil
+		}
 		e, err := s.EventForServer(ctx, r.from, id)
 		if err != nil {
 			return nil, err
