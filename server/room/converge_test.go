@@ -23,6 +23,8 @@ type story struct {
 	servers []*at
 	// waiting is what each server has still to be told, with who made it.
 	waiting map[matrix.ServerName][]*storage.Event
+	// partial has server three join without being told the members.
+	partial bool
 }
 
 func TestServersConvergeWhateverHappens(t *testing.T) {
@@ -44,6 +46,46 @@ func TestServersConvergeWhateverHappens(t *testing.T) {
 	}
 }
 
+// One of the servers knows the room without its members for the first half.
+func TestAPartialServerConvergesWithThoseThatKnewAllAlong(t *testing.T) {
+	for _, version := range []string{"2", "6", "10", "11", "12"} {
+		for seed := range uint64(2) {
+			t.Run(fmt.Sprintf("version %s, seed %d", version, seed), func(t *testing.T) {
+				s := &story{t: t, rng: rand.New(rand.NewPCG(seed, 11)), version: version, waiting: map[matrix.ServerName][]*storage.Event{}, partial: true}
+				s.begin()
+				three := s.servers[2]
+				for i := range 60 {
+					if i == 30 {
+						if !three.snap(s.room).PartialState {
+							t.Fatal("the room is whole, so this tests nothing")
+						}
+						s.w.mu.Lock()
+						clear(s.w.fault)
+						s.w.mu.Unlock()
+						three.foreign.partial.kick(three.Service, s.room)
+						three.finish()
+					}
+					if s.rng.IntN(3) > 0 {
+						s.act()
+					} else {
+						s.deliver(s.servers[s.rng.IntN(3)], 1+s.rng.IntN(4))
+					}
+				}
+				s.end()
+				rows := map[matrix.UserID]string{}
+				if err := three.o.DB.MemberRows(context.Background(), three.snap(s.room).row.Num, func(m storage.MemberRow) { rows[m.User] = m.Membership }); err != nil {
+					t.Fatal(err)
+				}
+				for _, e := range three.wholeStateEvents(s.room) {
+					if user := matrix.UserID(stateKey(e.Event)); e.Type() == matrix.TypeMember && rows[user] != e.Membership() {
+						t.Errorf("the row of %s says %q, the state %q", user, rows[user], e.Membership())
+					}
+				}
+			})
+		}
+	}
+}
+
 func (s *story) begin() {
 	s.w = newWorld(s.t, "one", "two", "three")
 	for _, name := range []matrix.ServerName{"one", "two", "three"} {
@@ -51,6 +93,15 @@ func (s *story) begin() {
 	}
 	one := s.servers[0]
 	s.room = one.newRoom("@u0:one", s.version, "public")
+	if s.partial {
+		for i := range 3 {
+			one.set(s.room, one.user(fmt.Sprint("u", i)), matrix.TypeMember, string(one.user(fmt.Sprint("u", i))), `{"membership":"join"}`)
+		}
+		for _, name := range []string{"one", "two"} {
+			s.w.fault["state_ids "+name] = func() error { return errNoAnswer }
+		}
+		s.servers[2].o.Config.PartialJoins = true
+	}
 	for _, other := range s.servers[1:] {
 		other.join(s.room, other.user("u0"), "one")
 	}
