@@ -84,6 +84,32 @@ func TestSharedSecretRegistration(t *testing.T) {
 	}
 }
 
+func TestAnAdministratorInvitesPeopleWithTokens(t *testing.T) {
+	w := newWorld(t, quiet())
+	alice, s := w.person("alice"), w.stranger()
+	tokens := "/_synapse/admin/v1/registration_tokens"
+	alice.refused(post, tokens+"/new", map[string]any{}, 403, "M_FORBIDDEN")
+	alice.refused(get, tokens, nil, 403, "M_FORBIDDEN")
+	alice.refused(del, tokens+"/x", nil, 403, "M_FORBIDDEN")
+
+	root := w.account(user.NewAccount{Localpart: "root", Admin: true})
+	token := root.must(post, tokens+"/new", map[string]any{"uses_allowed": 1})["token"].(string)
+	root.refused(post, tokens+"/new", map[string]any{"token": token}, 400, "M_INVALID_PARAM")
+	root.refused(post, tokens+"/new", map[string]any{"expiry_time": 1}, 400, "M_INVALID_PARAM")
+	validity := "/_matrix/client/v1/register/m.login.registration_token/validity?token=" + token
+	if got := s.must(get, validity, nil); got["valid"] != true {
+		t.Errorf("a fresh token: got %v", got)
+	}
+	if got := root.must(get, tokens, nil)["registration_tokens"].([]any); len(got) != 1 || got[0].(map[string]any)["token"] != token {
+		t.Errorf("got %v", got)
+	}
+	root.must(del, tokens+"/"+token, nil)
+	if got := s.must(get, validity, nil); got["valid"] != false {
+		t.Errorf("a deleted token: got %v", got)
+	}
+	root.refused(del, tokens+"/"+token, nil, 404, "M_NOT_FOUND")
+}
+
 func TestLoginDevicesAndLogout(t *testing.T) {
 	w := newWorld(t, quiet())
 	alice := w.person("alice")

@@ -147,6 +147,7 @@ func TestWrongTypesAreBadJSON(t *testing.T) {
 		{put, "/_matrix/client/v1/admin/lock/@bob:test", `{"locked":"yes"}`},
 		{put, "/_matrix/client/v1/admin/suspend/@bob:test", `{"suspended":1}`},
 		{post, "/_synapse/admin/v1/register", `{"nonce":1}`},
+		{post, "/_synapse/admin/v1/registration_tokens/new", `{"uses_allowed":"1"}`},
 	} {
 		alice.refused(c.method, c.path, c.body, 400, "M_BAD_JSON")
 	}

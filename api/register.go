@@ -7,6 +7,7 @@ import (
 
 // registerRoutes make accounts. Spec v1.19 client-server-api/#account-registration
 func (a *api) registerRoutes() []route {
+	tokens := "/_synapse/admin/v1/registration_tokens"
 	return []route{
 		{method: post, path: client + "/register", handle: a.registerAccount, auth: anybody, limit: limitRegistration, maxBody: 64 << 10},
 		{method: get, path: client + "/register/available", handle: a.registerAvailable, auth: anybody, limit: limitOther},
@@ -14,6 +15,9 @@ func (a *api) registerRoutes() []route {
 			auth: anybody, limit: limitRegistration},
 		{method: get, path: "/_synapse/admin/v1/register", handle: a.sharedSecretNonce, auth: anybody, limit: limitOther},
 		{method: post, path: "/_synapse/admin/v1/register", handle: a.sharedSecretRegister, auth: anybody, limit: limitOther, maxBody: 64 << 10},
+		{method: get, path: tokens, handle: a.registrationTokens, auth: admin},
+		{method: post, path: tokens + "/new", handle: a.newRegistrationToken, auth: admin, maxBody: 64 << 10},
+		{method: del, path: tokens + "/{token}", handle: a.deleteRegistrationToken, auth: admin},
 	}
 }
 
@@ -62,4 +66,27 @@ func (a *api) sharedSecretRegister(c *call) error {
 		return err
 	}
 	return c.answer(a.Users.SharedSecretRegister(c.ctx(), r, c.ClientIP()))
+}
+
+// registrationTokens lists the tokens with which people can make accounts. This and what follows are for administrators, at
+// Synapse's paths and in its format, which tools know; the spec has the tokens but no way to make them.
+func (a *api) registrationTokens(c *call) error {
+	all, err := a.Users.RegistrationTokens(c.ctx())
+	return c.answer(map[string]any{"registration_tokens": all}, err)
+}
+
+func (a *api) newRegistrationToken(c *call) error {
+	var t user.RegistrationToken
+	if err := c.decode(&t); err != nil {
+		return err
+	}
+	made, err := a.Users.NewRegistrationToken(c.ctx(), t)
+	return c.answer(made, err)
+}
+
+func (a *api) deleteRegistrationToken(c *call) error {
+	if err := a.Users.DeleteRegistrationToken(c.ctx(), c.Param("token")); err != nil {
+		return err
+	}
+	return c.done()
 }
