@@ -107,6 +107,7 @@ type PeopleQuery struct {
 	Searcher matrix.UserID
 	Server   matrix.ServerName // this one
 	Words    []string          // in lower case; all must occur in the ID or the name
+	Everyone bool              // of this server, not only those whom the searcher could meet in a room
 	Limit    int
 }
 
@@ -123,12 +124,13 @@ const maxStrangers = 5000
 const visibleRooms = "(SELECT room FROM memberships WHERE user_id = ? AND membership = 'join' " +
 	"UNION SELECT r.num FROM published_rooms p JOIN rooms r ON r.room_id = p.room_id WHERE p.network = '')"
 
-// FindPeople searches the people in the rooms of the searcher and in public rooms, the searcher excepted: those of this server by
+// FindPeople searches the people in the rooms of the searcher and in public rooms, and everyone of this server if the query says so,
+// the searcher excepted: those of this server by
 // their profiles, others by what their newest member event in one of these rooms says.
 func (db *DB) FindPeople(ctx context.Context, q PeopleQuery) ([]Person, error) {
 	query := "SELECT p.user_id, COALESCE(p.displayname, ''), COALESCE(p.avatar_url, '') FROM profiles p JOIN users u ON u.user_id = p.user_id " +
-		"WHERE NOT u.deactivated AND p.user_id <> ? AND EXISTS (SELECT 1 FROM memberships m WHERE m.user_id = p.user_id AND m.membership = 'join' AND m.room IN " + visibleRooms + ")"
-	args := []any{string(q.Searcher), string(q.Searcher)}
+		"WHERE NOT u.deactivated AND p.user_id <> ? AND (? OR EXISTS (SELECT 1 FROM memberships m WHERE m.user_id = p.user_id AND m.membership = 'join' AND m.room IN " + visibleRooms + "))"
+	args := []any{string(q.Searcher), q.Everyone, string(q.Searcher)}
 	for _, w := range q.Words {
 		query += ` AND (p.name_key LIKE ? ESCAPE '\' OR LOWER(p.user_id) LIKE ? ESCAPE '\')`
 		like := "%" + likeEscape(w) + "%"

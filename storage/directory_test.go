@@ -142,16 +142,18 @@ func TestFindPeopleSearchesSharedAndPublicRooms(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, c := range []struct {
-			words []string
-			want  []string
+			words    []string
+			everyone bool
+			want     []string
 		}{
-			{[]string{"an"}, []string{"@ann:here", "@anton:here", "@x:there"}},
-			{[]string{"seeker"}, nil},
-			{[]string{"%"}, []string{"@ann:here"}},
-			{[]string{"annika", "there"}, []string{"@x:there"}},
-			{[]string{"@an"}, []string{"@ann:here", "@anton:here"}},
+			{[]string{"an"}, false, []string{"@ann:here", "@anton:here", "@x:there"}},
+			{[]string{"an"}, true, []string{"@ann:here", "@anna:here", "@anton:here", "@x:there"}},
+			{[]string{"seeker"}, true, nil},
+			{[]string{"%"}, false, []string{"@ann:here"}},
+			{[]string{"annika", "there"}, true, []string{"@x:there"}},
+			{[]string{"@an"}, false, []string{"@ann:here", "@anton:here"}},
 		} {
-			found, err := db.FindPeople(ctx, storage.PeopleQuery{Searcher: "@seeker:here", Server: "here", Words: c.words, Limit: 10})
+			found, err := db.FindPeople(ctx, storage.PeopleQuery{Searcher: "@seeker:here", Server: "here", Words: c.words, Everyone: c.everyone, Limit: 10})
 			if err != nil {
 				t.Fatal(err)
 			}

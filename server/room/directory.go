@@ -446,7 +446,8 @@ type FoundUser struct {
 	AvatarURL   string        `json:"avatar_url,omitempty"`
 }
 
-// SearchUsers is POST /user_directory/search: those who share a room with user or are in a public room, and whose ID or profile name has term.
+// SearchUsers is POST /user_directory/search: those who share a room with user or are in a public room, and everyone of this server unless
+// Config.FindColleagues is off, whose ID or profile name has term.
 // limited says that there are more than limit; limit 0 means 10, at most 50.
 // Spec v1.19 client-server-api/#post_matrixclientv3user_directorysearch
 func (s *Service) SearchUsers(ctx context.Context, user matrix.UserID, term string, limit int) (found []FoundUser, limited bool, err error) {
@@ -459,7 +460,7 @@ func (s *Service) SearchUsers(ctx context.Context, user matrix.UserID, term stri
 	if len(words) == 0 {
 		return found, false, nil
 	}
-	people, err := s.o.DB.FindPeople(ctx, storage.PeopleQuery{Searcher: user, Server: s.o.ServerName, Words: words, Limit: limit + 1})
+	people, err := s.o.DB.FindPeople(ctx, storage.PeopleQuery{Searcher: user, Server: s.o.ServerName, Words: words, Everyone: s.o.Config.FindColleagues, Limit: limit + 1})
 	if err != nil {
 		return nil, false, err
 	}

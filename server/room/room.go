@@ -45,11 +45,14 @@ type Config struct {
 	Search bool `mapstructure:"search" yaml:"search"`
 	// PartialJoins has rooms on other servers joined without waiting for all of their members, which are fetched in the background.
 	PartialJoins bool `mapstructure:"partial_joins" yaml:"partial_joins"`
+	// FindColleagues lets the user directory find everyone who has an account here. Turn it off where strangers can make accounts:
+	// only people with a room in common, or in a public room, are found then.
+	FindColleagues bool `mapstructure:"find_colleagues" yaml:"find_colleagues"`
 }
 
 // DefaultConfig is what holds where the file says nothing.
 func DefaultConfig() Config {
-	return Config{DefaultVersion: "11", LoadedRooms: 2000, Window: 64, MaxInvites: 100, Search: true, PartialJoins: true}
+	return Config{DefaultVersion: "11", LoadedRooms: 2000, Window: 64, MaxInvites: 100, Search: true, PartialJoins: true, FindColleagues: true}
 }
 
 // Options are what New needs.
