@@ -83,7 +83,7 @@ func TestRemoteProfileIsAskedFor(t *testing.T) {
 	wantCode(t, err, "M_NOT_FOUND")
 	u.remote = otherServer{errors.New("connection refused")}
 	_, err = u.Profile(t.Context(), "@bob:hs2")
-	wantCode(t, err, "M_NOT_FOUND")
+	wantCode(t, err, "M_UNKNOWN")
 }
 
 func TestAccountData(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"net/http"
 	"strings"
 	"unicode/utf8"
 
@@ -21,7 +22,8 @@ const (
 	maxAvatarURL    = 1000
 )
 
-// Profile returns all fields of the user's profile; a remote user's server is asked. Error: M_NOT_FOUND.
+// Profile returns all fields of the user's profile; a remote user's server is asked. Errors: M_NOT_FOUND, and M_UNKNOWN with status
+// 502 if that server does not answer, so that a client can tell nobody from nobody at home.
 func (u *Users) Profile(ctx context.Context, user matrix.UserID) (map[string]json.RawMessage, error) {
 	if u.IsLocal(user) {
 		return u.LocalProfile(ctx, user)
@@ -61,7 +63,7 @@ func (u *Users) remoteProfile(ctx context.Context, user matrix.UserID, field str
 		return nil, err
 	}
 	u.log.Info("ask another server for a profile", "server", user.Server(), "err", err)
-	return nil, matrix.NotFound("the profile could not be fetched from the user's server")
+	return nil, &matrix.Error{Code: "M_UNKNOWN", Message: "the user's server does not answer", Status: http.StatusBadGateway}
 }
 
 // LocalProfile returns all fields of a user of this server without asking anybody. Error: M_NOT_FOUND.
