@@ -251,14 +251,14 @@ func (h *house) greet(ctx context.Context, out io.Writer) {
 	}
 	if token != "" {
 		fmt.Fprintf(out, `
-There is no account yet. This registration token, good for one, makes the first account and its administrator:
+There is no account yet. Open this link to create the first one, which becomes the administrator:
 
-  %s
+  %s/#register?registration_token=%s
 
-Open %s in a browser and create the account with it, use any Matrix client, or run:
+Its registration token is good for one account, with any Matrix client, or so:
 
   curl %s/_matrix/client/v3/register -d '{"username":"YOU","password":"A LONG PASSWORD","auth":{"type":"m.login.registration_token","token":"%s"}}'
-`, token, base, base, token)
+`, base, token, base, token)
 	}
 	fmt.Fprint(out, "\nNext: docs/operations.md (name, TLS, backup). Ctrl-C stops the server.\n\n")
 }

@@ -1,54 +1,27 @@
-// What two people do with the web client, in a real browser with a fake microphone, on two federating servers:
+// What people do with the web client, in a real browser with a fake microphone, on two federating servers and a fresh one:
 //
 //   npm run story -- PATH_OF_PARLEY [SCREENSHOT_DIR]
 //
 // Needs Chromium (CHROMIUM, or /usr/bin/chromium). Ends with status 1 if anything does not work, if a page throws, or if axe
-// finds an accessibility fault.
-import { spawn } from "node:child_process";
-import { readFileSync } from "node:fs";
-import { createRequire } from "node:module";
-import { chromium } from "playwright-core";
+// finds an accessibility fault on any page or dialog, on a phone or a desktop, light or dark.
+import { bytesOf, desktop, fail, failed, hold, launch, phone, step } from "./browser.mjs";
 import { longRecording } from "./recordings.mjs";
+import { ask, freshServer, send, sendRecording, twoServers } from "./servers.mjs";
+import { speechService } from "./speech.mjs";
 
 const [parley, screenshots] = process.argv.slice(2);
-const axeSource = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
-const phone = { width: 390, height: 844 };
-const desktop = { width: 1200, height: 800 };
-let failures = 0;
+const began = Date.now();
 
-function fail(what, why) {
-    failures++;
-    console.log(`FAIL ${what}: ${why}`);
-}
-
-const world = spawn(parley, ["dev", "-json"], { stdio: ["ignore", "pipe", "inherit"] });
-const [one, two] = await new Promise((resolve, reject) => {
-    let text = "";
-    world.stdout.on("data", (chunk) => {
-        text += chunk;
-        if (text.includes("\n")) resolve(JSON.parse(text).servers);
-    });
-    world.on("exit", (code) => reject(new Error(`parley dev ended with ${code}`)));
-});
-world.removeAllListeners("exit");
+// Four seconds are the recording with words to be searched for, thirty a long speech.
+const speech = await speechService((seconds) =>
+    seconds === 4 ? "The blue lorry comes on Thursday" : seconds >= 30 ? "Once more about the warehouse. ".repeat(20) : seconds === 6 ? "" : `noise of ${seconds} s`,
+);
+const { servers, stop } = await twoServers(parley, { PARLEY_VOICE_TRANSCRIPTS_ENDPOINT: speech.url });
+const [one, two] = servers;
 const password = one.users[0].password;
-
-const browser = await chromium.launch({
-    executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
-    args: ["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream", "--disable-background-networking"],
-});
-
-async function open(url, viewport, options = {}) {
-    const context = await browser.newContext({ viewport, permissions: ["microphone"], locale: "en-US", ...options });
-    const page = await context.newPage();
-    page.on("pageerror", (error) => fail(url, error.message));
-    page.on("console", (message) => {
-        if (/Content Security Policy|Content-Security-Policy/.test(message.text())) fail(url, message.text());
-    });
-    page.on("dialog", (dialog) => dialog.accept(password));
-    await page.goto(url);
-    return page;
-}
+const { browser, open, look } = await launch(screenshots);
+const shortRecording = (seconds) => longRecording("../../audio/testdata/speech.ogg", seconds);
+const roomOf = (page) => decodeURIComponent(/#\/room\/([^/]+)/.exec(page.url())[1]);
 
 async function signIn(page, name) {
     await page.fill("input[name=user]", name);
@@ -57,95 +30,130 @@ async function signIn(page, name) {
     await page.waitForSelector(".sidebar", { state: "attached" });
 }
 
-/** Looks at a page: a picture of it, and what axe finds. */
-async function look(page, name) {
-    if (screenshots) await page.screenshot({ path: `${screenshots}/${name}.png` });
-    await page.evaluate(axeSource);
-    const { violations } = await page.evaluate(() => globalThis.axe.run(document, { runOnly: ["wcag2a", "wcag2aa"] }));
-    for (const v of violations) fail(`axe on ${name}`, `${v.impact} ${v.id}: ${v.nodes[0].html.slice(0, 160)}`);
+async function givePassword(page, given = password) {
+    await page.fill("dialog input[type=password]", given);
+    await page.click("dialog .primary");
 }
 
-async function step(name, run) {
+async function say(page, text) {
+    await page.fill("textarea", text);
+    await page.keyboard.press("Enter");
+}
+
+/** Opens what can be done with the newest message that has a text. */
+async function actOn(page, text) {
+    const message = page.locator("article.message", { hasText: text }).last();
+    await message.hover();
+    await message.locator("button[aria-haspopup=dialog]").click();
+    await page.waitForSelector("dialog .menu");
+}
+
+async function newcomers() {
+    const { link, stop } = await freshServer(parley);
     const start = Date.now();
     try {
-        const note = await run();
-        console.log(`ok   ${name} (${Date.now() - start} ms${note ? `, ${note}` : ""})`);
-    } catch (error) {
-        fail(name, String(error).split("\n")[0]);
-        throw error;
+        const root = await open(link, desktop);
+        await step("the first account is made by the link that the server greets with", async () => {
+            await look(root, "register");
+            await root.fill("input[name=name]", "Rosa Weber");
+            await root.fill("input[name=user]", "rosa");
+            await root.fill("input[name=password]", "kurz");
+            await root.click("button.primary");
+            if (await root.locator(".sidebar").count()) throw new Error("a short password was taken");
+            await root.fill("input[name=password]", "a long password");
+            await root.click("button.primary");
+            await root.waitForSelector(".sidebar >> text=@rosa:");
+            await look(root, "welcome");
+        });
+        let invitation;
+        await step("she invites a colleague to the server", async () => {
+            await root.click("a[href='#/settings']");
+            await root.click("text=Invite a colleague to this server");
+            invitation = await (await root.waitForSelector("#registration-link")).textContent();
+            await look(root, "colleagues");
+        });
+        const tim = await open(invitation, phone, { locale: "de-DE", colorScheme: "dark", hasTouch: true });
+        await step("he creates an account, finds her by name, and speaks", async () => {
+            await tim.fill("input[name=name]", "Tim");
+            await tim.fill("input[name=user]", "rosa");
+            await tim.fill("input[name=password]", "another password");
+            await tim.click("button.primary");
+            await tim.waitForSelector(".problem >> text=schon jemand");
+            await tim.fill("input[name=user]", "tim");
+            await tim.click("button.primary");
+            await tim.click("text=Neues Gespräch");
+            await tim.fill(".people-picker input", "weber");
+            await tim.click(".people-picker .row");
+            await tim.click("form.form > button.primary");
+            await tim.waitForSelector(".timeline");
+            await hold(tim, 1000);
+            await tim.waitForSelector(".voice");
+            await look(tim, "waiting-for-other");
+        });
+        await step("she accepts, and hears him", async () => {
+            await root.click(".invitation .primary");
+            await root.click(".voice .play");
+            await root.waitForFunction(() => !document.querySelector(".voice .dot"));
+            return `${Math.round((Date.now() - start) / 1000)} s after the page was opened`;
+        });
+        await Promise.all([root.context().close(), tim.context().close()]);
+    } finally {
+        await stop();
     }
 }
 
-async function hold(page, milliseconds) {
-    const box = await (await page.waitForSelector(".talk")).boundingBox();
-    await page.mouse.move(box.x + 20, box.y + 20);
-    await page.waitForTimeout(200);
-    await page.mouse.down();
-    await page.waitForTimeout(milliseconds);
-    await page.mouse.up();
-    return Date.now();
-}
-
-const roomOf = (page) => decodeURIComponent(/#\/room\/([^/]+)/.exec(page.url())[1]);
-
-/** Sends a recording as a server's first person, as a client other than this one may do it. */
-async function sendRecording(server, room, recording) {
-    const headers = { Authorization: `Bearer ${server.users[0].access_token}`, "Content-Type": "audio/ogg" };
-    const ask = async (method, path, body) => {
-        const answer = await fetch(server.client_url + path, { method, headers, body });
-        if (!answer.ok) throw new Error(`${path}: ${answer.status} ${await answer.text()}`);
-        return answer.json();
-    };
-    const { content_uri: url } = await ask("POST", "/_matrix/media/v3/upload?filename=Voice.ogg", recording);
-    const content = { msgtype: "m.audio", body: "Voice.ogg", url, info: { mimetype: "audio/ogg" }, "org.matrix.msc3245.voice": {} };
-    await ask("PUT", `/_matrix/client/v3/rooms/${encodeURIComponent(room)}/send/m.room.message/${Date.now()}`, JSON.stringify(content));
-}
-
-/** Counts the bytes that a page gets from addresses with something in them. */
-async function bytesOf(page, what) {
-    const devtools = await page.context().newCDPSession(page);
-    const counted = new Set();
-    let sum = 0;
-    devtools.on("Network.requestWillBeSent", (e) => e.request.url.includes(what) && counted.add(e.requestId));
-    devtools.on("Network.dataReceived", (e) => counted.has(e.requestId) && (sum += e.dataLength));
-    await devtools.send("Network.enable");
-    // A good mobile network: on the loopback a browser has read a file before it knows that it need not.
-    const rate = (8 * 1_000_000) / 8;
-    await devtools.send("Network.emulateNetworkConditions", { offline: false, latency: 20, downloadThroughput: rate, uploadThroughput: rate });
-    return async () => {
-        await devtools.detach();
-        return sum;
-    };
-}
-
 async function story() {
+    await newcomers();
     const alice = await open(one.client_url, desktop, { colorScheme: "dark" });
     const bob = await open(two.client_url, phone, { locale: "de-DE" });
-    await look(alice, "login-desktop");
-    await look(bob, "login-phone");
+    await look(alice, "login");
+    await step("a wrong password is refused", async () => {
+        await alice.fill("input[name=user]", "alice");
+        await alice.fill("input[name=password]", "wrong");
+        await alice.click("button.primary");
+        await alice.waitForSelector(".problem >> text=not right");
+    });
     await signIn(alice, "alice");
     await signIn(bob, "bob");
-    await look(alice, "home-desktop");
-    await look(bob, "home-phone");
+    await look(bob, "home");
 
+    await step("people are found: here by name, elsewhere by address, and what is nobody", async () => {
+        await alice.goto(`${one.client_url}/#/new`);
+        const status = alice.locator(".people-picker [role=status]");
+        await alice.fill(".people-picker input", "zzz");
+        await status.filter({ hasText: "Nobody found" }).waitFor();
+        await look(alice, "people-none");
+        await alice.fill(".people-picker input", two.users[0].user_id.replace("@bob", "@nobody"));
+        await status.filter({ hasText: "knows nobody" }).waitFor();
+        await alice.fill(".people-picker input", "@bob:127.0.0.1:1");
+        await alice.waitForSelector(".people-picker .doubt >> text=does not answer");
+        await look(alice, "people-silent");
+        await alice.fill(".people-picker input", two.users[0].user_id);
+        await alice.waitForSelector(`.people-picker .row:has-text("${two.users[0].user_id}") .tag`);
+        await look(alice, "people-found");
+    });
     const converse = async (encrypted) => {
         await alice.goto(`${one.client_url}/#/new`);
         await alice.fill(".people-picker input", two.users[0].user_id);
-        await alice.keyboard.press("Enter");
-        if (encrypted) await alice.check(".switch input");
-        await look(alice, "new");
+        await alice.click(".people-picker .row");
+        if (encrypted) {
+            await alice.waitForSelector("text=You are talking with");
+            await alice.check(".switch input");
+            await look(alice, "new");
+        }
         await alice.click("form.form > button.primary");
         await alice.waitForSelector(".timeline");
         await bob.goto(`${two.client_url}/#/`);
         await bob.waitForSelector(".invitation .primary");
-        await look(bob, "invitation");
+        if (!encrypted) await look(bob, "invitation");
         await bob.click(".invitation .primary");
         await bob.waitForSelector(".timeline");
     };
     await step("alice starts a conversation and bob, on another server, accepts", () => converse(false));
+    const room = roomOf(alice);
+    await look(alice, "room-empty");
     await step("text arrives", async () => {
-        await alice.fill("textarea", "Hello Bob");
-        await alice.keyboard.press("Enter");
+        await say(alice, "Hello Bob");
         await bob.waitForSelector(".timeline >> text=Hello Bob");
     });
     await step("a voice message arrives", async () => {
@@ -168,11 +176,10 @@ async function story() {
         await alice.focus(".talk");
         await alice.keyboard.press("Enter");
         await alice.waitForTimeout(1000);
+        await look(alice, "recording-locked");
         await alice.click(".recorder .accent");
         await bob.waitForFunction(() => document.querySelectorAll(".voice").length === 2);
     });
-    await look(alice, "room-desktop");
-    await look(bob, "room-phone");
 
     const bobsTablet = await open(two.client_url, phone);
     await step("bob's second device has both in its inbox", async () => {
@@ -181,11 +188,18 @@ async function story() {
         await bobsTablet.waitForFunction(() => document.querySelectorAll(".cards .voice").length === 2);
         await look(bobsTablet, "inbox");
     });
+    await step("bob lets senders know what he has played", async () => {
+        await bobsTablet.goto(`${two.client_url}/#/settings`);
+        await bobsTablet.check("label:has-text('Senders may know') input");
+        await bobsTablet.goto(`${two.client_url}/#/inbox`);
+    });
     await step("playing one goes on to the next", async () => {
         await bob.click(".voice .play");
         await bob.waitForFunction(() => document.querySelectorAll(".voice .dot").length === 0);
     });
     await step("the second device learns that they were played", () => bobsTablet.waitForSelector(".cards .voice", { state: "detached" }));
+    await step("and so does alice", () => alice.waitForFunction(() => document.querySelectorAll(".played-by").length === 2));
+    await look(bobsTablet, "inbox-empty");
     await step("speed, seek, stop and go on where one stopped", async () => {
         await bob.waitForFunction(() => !document.querySelector(".voice .speed")); // the first round has ended
         await bob.locator(".voice-track input").first().fill("900");
@@ -198,9 +212,82 @@ async function story() {
         await bob.reload();
         await bob.waitForFunction(() => Number(document.querySelector(".voice-track input")?.value) >= 900);
     });
+
+    await step("an answer, a reaction, an edit, a deletion, and that it was read", async () => {
+        await say(bob, "Where are you?");
+        await alice.waitForSelector(".timeline >> text=Where are you?");
+        const question = alice.locator("article.message", { hasText: "Where are you?" });
+        await question.hover();
+        await question.locator("[aria-label=Reply]").click();
+        await say(alice, "In the warehouse");
+        await bob.waitForSelector(".quotation >> text=Where are you?");
+        await actOn(bob, "In the warehouse");
+        await look(bob, "actions");
+        await bob.click("dialog .quick button");
+        await alice.waitForSelector(".reactions button");
+        await actOn(alice, "In the warehouse");
+        await alice.click("dialog >> text=Edit");
+        await alice.waitForSelector(".about");
+        await say(alice, "In the big warehouse");
+        await bob.waitForSelector(".timeline >> text=In the big warehouse");
+        await say(alice, "Nonsense");
+        await bob.waitForSelector(".timeline >> text=Nonsense");
+        await actOn(alice, "Nonsense");
+        await alice.click("dialog .menu .danger");
+        await look(alice, "confirm");
+        await alice.click("dialog .destructive");
+        await bob.waitForSelector(".timeline >> text=Nachricht gelöscht");
+        await bob.evaluate(() => window.dispatchEvent(new Event("focus")));
+        await alice.waitForSelector(".read-by");
+    });
+    await step("a picture and a file arrive", async () => {
+        const picture = Buffer.from("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==", "base64");
+        await alice.setInputFiles("input[type=file]", { name: "red.png", mimeType: "image/png", buffer: picture });
+        await bob.waitForSelector(".picture[src^=blob]");
+        await alice.setInputFiles("input[type=file]", { name: "A list with a very long name that goes on and on and does not end.txt", mimeType: "text/plain", buffer: Buffer.from("1, 2, 3") });
+        const saved = bob.waitForEvent("download");
+        await bob.click(".file");
+        if (!(await saved).suggestedFilename().startsWith("A list")) throw new Error("the wrong file");
+    });
+    await step("somebody types", async () => {
+        await bob.fill("textarea", "hm");
+        await alice.waitForSelector(".typing");
+        await bob.fill("textarea", "");
+    });
+
+    await step("what was said is written down, and appears under the message", async () => {
+        await sendRecording(one, room, shortRecording(4));
+        await bob.waitForSelector(".transcript >> text=The blue lorry comes on Thursday");
+        await sendRecording(one, room, shortRecording(40));
+        await bob.click(".transcript >> text=Alles zeigen");
+        await sendRecording(one, room, shortRecording(6));
+        await bob.waitForSelector(".transcript.faint >> text=nichts zu verstehen");
+        await look(bob, "transcripts");
+    });
+    await step("the sender corrects it", async () => {
+        const message = alice.locator(".transcript", { hasText: "lorry" });
+        await message.locator("text=Correct the text").click();
+        await look(alice, "correction");
+        await alice.fill("dialog textarea", "The blue lorry comes on Friday");
+        await alice.click("dialog .primary");
+        await alice.waitForSelector(".transcript >> text=Friday");
+    });
+    await step("search finds what was said, and what was written", async () => {
+        await alice.goto(`${one.client_url}/#/search`);
+        await look(alice, "search-empty");
+        await alice.fill(".search-form input", "lorry friday");
+        await alice.keyboard.press("Enter");
+        await alice.waitForSelector(".cards .voice");
+        await alice.fill(".search-form input", "Hello");
+        await alice.keyboard.press("Enter");
+        await alice.waitForSelector(".cards .text >> text=Hello Bob");
+        await look(alice, "search");
+        await alice.click(".cards a");
+        await alice.waitForSelector(".found >> text=Hello Bob");
+    });
     await step("a long message is heard at 80 % without fetching it whole", async () => {
-        const recording = longRecording("../../audio/testdata/speech.ogg", 1500);
-        await sendRecording(one, roomOf(alice), recording);
+        const recording = shortRecording(1500);
+        await sendRecording(one, room, recording);
         const count = await bytesOf(bob, "/_parley/media/");
         const voice = bob.locator(".voice").last();
         await bob.waitForFunction(() => [...document.querySelectorAll(".voice-time")].at(-1)?.textContent === "25:00");
@@ -213,18 +300,58 @@ async function story() {
         if (!bytes || share >= 30) throw new Error(`${share} % of ${recording.length} bytes were fetched`);
         return `${share} % of ${recording.length} bytes`;
     });
-    await step("search finds what was written", async () => {
-        await alice.goto(`${one.client_url}/#/search`);
-        await alice.fill(".search-form input", "Hello");
-        await alice.keyboard.press("Enter");
-        await alice.waitForSelector(".cards li");
-        await look(alice, "search");
+
+    await step("what is recorded without a connection survives a reload, and goes out by itself", async () => {
+        await alice.goto(`${one.client_url}/#/room/${encodeURIComponent(room)}`);
+        await alice.waitForSelector(".talk");
+        const before = await bob.locator(".voice").count();
+        await alice.route("**/_matrix/**", (route) => route.abort());
+        await hold(alice, 800);
+        await alice.waitForSelector(".outgoing-problem");
+        await look(alice, "offline");
+        await alice.unroute("**/_matrix/**");
+        await alice.route("**/media/v3/upload*", (route) => route.fulfill({ status: 429, json: { errcode: "M_LIMIT_EXCEEDED", error: "Too many", retry_after_ms: 600_000 } }));
+        await alice.reload();
+        await alice.waitForSelector(".outgoing-problem >> text=600 s");
+        await look(alice, "busy");
+        await alice.unroute("**/media/v3/upload*");
+        await alice.click(".outgoing-problem .primary");
+        await alice.waitForSelector(".outgoing", { state: "detached" });
+        await bob.waitForFunction((n) => document.querySelectorAll(".voice").length === n, before + 1);
+    });
+    await step("a refused microphone is explained", async () => {
+        const refused = await open(one.client_url, phone);
+        await refused.addInitScript(() => {
+            navigator.mediaDevices.getUserMedia = () => Promise.reject(new DOMException("Permission denied", "NotAllowedError"));
+        });
+        await signIn(refused, "alice");
+        await refused.goto(`${one.client_url}/#/room/${encodeURIComponent(room)}`);
+        await refused.reload();
+        await hold(refused, 500);
+        await refused.waitForSelector(".problem >> text=does not let this page");
+        await look(refused, "microphone-refused");
+        await refused.context().close();
+    });
+    await step("long names and text from right to left", async () => {
+        const long = "The conversation about everything that has to be done before the great warehouse can be opened again";
+        const { room_id: id } = await ask(one, "POST", "/_matrix/client/v3/createRoom", { name: long, invite: [two.users[0].user_id] });
+        await send(one, id, { msgtype: "m.text", body: "مرحبا، هل وصلت الشحنة؟ (ABC-123)" });
+        await send(one, id, { msgtype: "m.text", body: "A-word-that-does-not-end-".repeat(12) });
+        await alice.goto(`${one.client_url}/#/room/${encodeURIComponent(id)}`);
+        await alice.waitForSelector(".timeline >> text=ABC-123");
+        await look(alice, "long");
+        await alice.click("[aria-label='About this conversation']");
+        await look(alice, "details");
+        await bob.goto(`${two.client_url}/#/room/${encodeURIComponent(id)}`);
+        await bob.waitForSelector(".page .invitation");
+        await look(bob, "invitation-page");
+        await bob.click(".page .invitation button:not(.primary)");
+        await bob.waitForSelector(".page >> text=nicht");
     });
 
     await step("an encrypted conversation", () => converse(true));
     await step("encrypted text arrives", async () => {
-        await alice.fill("textarea", "Between us");
-        await alice.keyboard.press("Enter");
+        await say(alice, "Between us");
         await bob.waitForSelector(".timeline >> text=Between us");
     });
     await step("encrypted voice arrives and plays", async () => {
@@ -243,6 +370,10 @@ async function story() {
     const alicesPhone = await open("about:blank", phone);
     await step("a second device signs in by code", async () => {
         await alice.click("text=Sign in another device");
+        await look(alice, "password");
+        await givePassword(alice, "wrong");
+        await alice.waitForSelector("dialog .problem");
+        await givePassword(alice);
         await alice.waitForSelector("#device-link", { state: "attached" });
         await look(alice, "code");
         await alicesPhone.goto(await alice.getAttribute("#device-link", "href"));
@@ -251,22 +382,37 @@ async function story() {
     await step("it is confirmed by comparing pictures", async () => {
         await alicesPhone.goto(`${one.client_url}/#/settings`);
         await alicesPhone.click("text=Confirm from another device");
-        await alice.click(".dialog >> text=Compare");
+        await alice.click("dialog >> text=Compare");
         await Promise.all([alice.waitForSelector(".emoji"), alicesPhone.waitForSelector(".emoji")]);
         await look(alicesPhone, "verify");
         await alicesPhone.click("text=They are the same");
         await alice.click("text=They are the same");
-        await alicesPhone.waitForSelector(".dialog >> text=Confirmed");
+        await alicesPhone.waitForSelector("dialog >> text=Confirmed");
+    });
+    await step("a device is signed out from another one", async () => {
+        await alice.click("dialog .link");
+        await alice.reload();
+        const { deviceId } = await alicesPhone.evaluate(() => JSON.parse(localStorage.getItem("parley.session")));
+        await alice.click(`.devices li[title="${deviceId}"] button`);
+        await givePassword(alice);
+        await alice.waitForSelector("dialog", { state: "detached" });
+        await alicesPhone.reload(); // it would learn it with its next request
+        await alicesPhone.waitForSelector("main.login");
     });
 }
 
 try {
     await story();
-} catch {
-    // It has been reported.
+} catch (error) {
+    if (!failed()) fail("the story", error.stack);
+    if (screenshots) {
+        const pages = browser.contexts().flatMap((context) => context.pages());
+        await Promise.all(pages.map((page, i) => page.screenshot({ path: `${screenshots}/failed-${i}.png` })));
+    }
 } finally {
     await browser.close();
-    world.kill("SIGINT");
+    stop();
+    speech.close();
 }
-console.log(failures ? `${failures} failures` : "all well");
-process.exit(failures ? 1 : 0);
+console.log(`${failed() ? `${failed()} failures` : "all well"} after ${Math.round((Date.now() - began) / 1000)} s`);
+process.exit(failed() ? 1 : 0);

@@ -1,34 +1,35 @@
 import { useEffect } from "preact/hooks";
 import { Inbox } from "./components/Inbox";
-import { Login } from "./components/Login";
+import { Logo } from "./components/Logo";
 import { NewConversation } from "./components/NewConversation";
+import { Questions } from "./components/Questions";
 import { RoomView } from "./components/RoomView";
 import { Search } from "./components/Search";
 import { Settings } from "./components/Settings";
 import { Sidebar } from "./components/Sidebar";
 import { VerificationRequests } from "./components/Verification";
 import { t } from "./i18n";
-import { client, online, phase } from "./matrix/session";
+import { outbox } from "./matrix/outbox";
+import { me, online } from "./matrix/session";
 import { watchNotifications } from "./notifications";
 import { route } from "./route";
 import { played } from "./voice/played";
+import { transcripts } from "./voice/transcripts";
 
+export { start, warmUp } from "./matrix/session";
+
+/** The client of somebody who is signed in. */
 export function App() {
     useEffect(() => {
-        if (phase.value !== "ready" || !client.value) return;
-        played.watch(client.value);
+        const matrix = me();
+        played.watch(matrix);
+        transcripts.watch(matrix);
         void played.refreshInbox();
-        return watchNotifications(client.value);
-    }, [phase.value]);
-    if (phase.value === "loading") {
-        return (
-            <main class="splash" aria-busy="true">
-                <Logo />
-                <p role="status">{t("app.loading")}</p>
-            </main>
-        );
-    }
-    if (phase.value === "signedOut") return <Login />;
+        void outbox.watch();
+        return watchNotifications(matrix);
+    }, []);
+    const unheard = played.inbox.value.total;
+    useEffect(() => void (document.title = unheard ? `(${unheard}) Parley` : "Parley"), [unheard]);
     return (
         <div class={`shell ${route.value.page === "none" ? "shell-list" : "shell-page"}`}>
             {!online.value && (
@@ -41,6 +42,7 @@ export function App() {
                 <Page />
             </main>
             <VerificationRequests />
+            <Questions />
         </div>
     );
 }
@@ -66,12 +68,4 @@ function Page() {
                 </div>
             );
     }
-}
-
-export function Logo() {
-    return (
-        <svg class="logo" viewBox="0 0 48 48" aria-hidden="true">
-            <path d="M8 20v8M16 12v24M24 6v36M32 14v20M40 20v8" stroke="currentColor" stroke-width="4" stroke-linecap="round" />
-        </svg>
-    );
 }

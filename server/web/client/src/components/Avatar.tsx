@@ -1,10 +1,10 @@
 /** A coloured circle with the first letter; the name is said beside it. */
-export function Avatar({ name, id, large }: { name: string; id: string; large?: boolean }) {
+export function Avatar({ name, id, tiny }: { name: string; id: string; tiny?: boolean }) {
     let hash = 0;
     for (const c of id) hash = (hash * 31 + c.charCodeAt(0)) >>> 0;
-    const letter = [...name.replace(/^[@#!]/, "")][0]?.toUpperCase() ?? "?";
+    const letter = [...name.replace(/^[@#!\s]+/, "")][0]?.toUpperCase() ?? "?";
     return (
-        <span class={`avatar avatar-${hash % 8}${large ? " avatar-large" : ""}`} aria-hidden="true">
+        <span class={`avatar avatar-${hash % 8}${tiny ? " avatar-tiny" : ""}`} aria-hidden="true">
             {letter}
         </span>
     );

@@ -15,6 +15,12 @@ const paths = {
     close: "M6 6l12 12M18 6L6 18",
     people: "M9 11a3 3 0 1 0 0-6 3 3 0 0 0 0 6zM3 20a6 6 0 0 1 12 0M16 5a3 3 0 0 1 0 6M18 14a6 6 0 0 1 3 6",
     more: "M5 12h.01M12 12h.01M19 12h.01",
+    reply: "M10 6l-6 6 6 6M4 12h10a6 6 0 0 1 6 6",
+    edit: "M4 20h4L19 9l-4-4L4 16z",
+    copy: "M9 9h11v11H9zM5 15H4V4h11v1",
+    file: "M6 3h8l5 5v13H6zM14 3v5h5",
+    down: "M12 5v14M6 13l6 6 6-6",
+    bell: "M6 17V11a6 6 0 0 1 12 0v6l2 1H4zM10 21h4",
 };
 
 /** A line drawing; what it means is said by the button around it. */

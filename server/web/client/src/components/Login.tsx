@@ -1,27 +1,39 @@
 import { useSignal } from "@preact/signals";
-import { Logo } from "../App";
 import { language, languages, setLanguage, t } from "../i18n";
-import { register, signInWithPassword } from "../matrix/session";
+import { register, signInWithPassword, type Credentials } from "../matrix/account";
+import { problem } from "../matrix/problem";
+import { Logo } from "./Logo";
+
+interface Props {
+    /** What went wrong before this page was shown. */
+    problem: string;
+    onSignedIn(credentials: Credentials): Promise<void>;
+}
 
 /** Sign in, or create an account with a registration token. */
-export function Login() {
+export function Login({ problem: earlier, onSignedIn }: Props) {
     const creating = useSignal(location.hash.startsWith("#register"));
     const busy = useSignal(false);
-    const problem = useSignal("");
+    const trouble = useSignal(earlier);
     const given = new URLSearchParams(location.hash.replace(/^#register\??/, "")).get("registration_token") ?? "";
 
     async function submit(event: SubmitEvent): Promise<void> {
         event.preventDefault();
         const form = new FormData(event.currentTarget as HTMLFormElement);
         const field = (name: string): string => String(form.get(name) ?? "").trim();
+        const password = String(form.get("password"));
         busy.value = true;
-        problem.value = "";
+        trouble.value = "";
         try {
-            if (creating.value) await register(field("user").toLowerCase(), String(form.get("password")), field("token"));
-            else await signInWithPassword(field("user"), String(form.get("password")));
+            const credentials = creating.value
+                ? await register(field("user").toLowerCase(), field("name"), password, field("token"))
+                : await signInWithPassword(field("user"), password);
+            if (creating.value) history.replaceState(null, "", location.pathname); // the token is used up
+            await onSignedIn(credentials);
         } catch (error: any) {
             const wrong = !creating.value && error.errcode === "M_FORBIDDEN";
-            problem.value = wrong ? t("login.wrong") : t("login.failed", { reason: error.data?.error ?? error.message });
+            const token = creating.value && error.httpStatus === 401;
+            trouble.value = wrong ? t("login.wrong") : token ? t("register.tokenWrong") : problem(error);
         } finally {
             busy.value = false;
         }
@@ -31,35 +43,59 @@ export function Login() {
         <main class="login">
             <Logo />
             <h1>{creating.value ? t("register.title") : t("login.title")}</h1>
+            {creating.value && <p class="hint">{t("register.welcome", { server: location.host })}</p>}
             <form onSubmit={submit}>
+                {creating.value && (
+                    <label>
+                        {t("register.name")}
+                        <input name="name" autocomplete="name" maxLength={100} autofocus />
+                    </label>
+                )}
                 <label>
                     {t("login.user")}
-                    <input name="user" autocomplete="username" autocapitalize="none" spellcheck={false} required />
+                    <input
+                        name="user"
+                        autocomplete="username"
+                        autocapitalize="none"
+                        spellcheck={false}
+                        required
+                        autofocus={!creating.value}
+                        aria-describedby={creating.value ? "user-help" : undefined}
+                    />
+                    {creating.value && <small id="user-help">{t("register.userHelp")}</small>}
                 </label>
                 <label>
                     {t("login.password")}
-                    <input name="password" type="password" autocomplete={creating.value ? "new-password" : "current-password"} required />
+                    <input
+                        name="password"
+                        type="password"
+                        autocomplete={creating.value ? "new-password" : "current-password"}
+                        minLength={creating.value ? 8 : undefined}
+                        required
+                        aria-describedby={creating.value ? "password-help" : undefined}
+                    />
+                    {creating.value && <small id="password-help">{t("register.passwordHelp")}</small>}
                 </label>
                 {creating.value && (
                     <label>
                         {t("register.token")}
                         <input name="token" autocomplete="off" spellcheck={false} defaultValue={given} aria-describedby="token-help" />
-                        <small id="token-help">{t("register.tokenHelp")}</small>
+                        <small id="token-help">{given ? t("register.tokenGiven") : t("register.tokenHelp")}</small>
                     </label>
                 )}
-                {problem.value && (
+                {trouble.value && (
                     <p class="problem" role="alert">
-                        {problem.value}
+                        {trouble.value}
                     </p>
                 )}
                 <button class="primary" disabled={busy.value}>
-                    {creating.value ? t("register.submit") : t("login.submit")}
+                    {busy.value ? t("login.busy") : creating.value ? t("register.submit") : t("login.submit")}
                 </button>
             </form>
-            <button class="link" onClick={() => ((creating.value = !creating.value), (problem.value = ""))}>
+            <button class="link" onClick={() => ((creating.value = !creating.value), (trouble.value = ""))}>
                 {creating.value ? t("login.toLogin") : t("login.toRegister")}
             </button>
-            <p class="hint">{t("login.byCode")}</p>
+            {!creating.value && <p class="hint">{t("login.byCode")}</p>}
             <nav class="languages" aria-label={t("settings.language")}>
                 {Object.entries(languages).map(([code, texts]) => (
                     <button class="link" lang={code} aria-pressed={language.value === code} onClick={() => setLanguage(code)}>

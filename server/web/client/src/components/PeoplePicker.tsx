@@ -1,37 +1,40 @@
 import { useSignal } from "@preact/signals";
 import { useEffect } from "preact/hooks";
 import { t } from "../i18n";
+import { addressIn, lookUp, searchPeople, serverOf, type Person } from "../matrix/people";
+import { problem } from "../matrix/problem";
 import { me } from "../matrix/session";
 import { Avatar } from "./Avatar";
 
-interface Person {
-    user_id: string;
-    display_name?: string;
+interface Props {
+    label: string;
+    /** Addresses that are not offered. */
+    without?: string[];
+    onPick(person: Person): void;
 }
 
-const address = /^@[^:\s]+:[^\s]+$/;
-
-/** Finds people of this company by name, and of others by their full address. */
-export function PeoplePicker({ label, onPick }: { label: string; onPick(user: string, name: string): void }) {
+/** Finds people of this company by name, and of others by their full address, which their server is asked about. */
+export function PeoplePicker({ label, without = [], onPick }: Props) {
     const text = useSignal("");
-    const found = useSignal<Person[] | null>(null);
+    const found = useSignal<Person[]>([]);
+    const status = useSignal("");
+    const busy = useSignal(false);
     useEffect(() => {
         const term = text.value.trim();
-        if (!term) {
-            found.value = null;
-            return;
-        }
+        found.value = [];
+        status.value = "";
+        busy.value = term !== "";
+        if (!term) return;
         let current = true;
         const timer = setTimeout(async () => {
-            let people: Person[] = [];
-            try {
-                people = (await me().searchUserDirectory({ term, limit: 8 })).results;
-            } catch (error) {
-                console.warn("people were not searched", error);
-            }
-            if (address.test(term) && !people.some((p) => p.user_id === term)) people.unshift({ user_id: term });
-            if (current) found.value = people.filter((p) => p.user_id !== me().getUserId());
-        }, 200);
+            const result = await find(term, (waitingFor) => {
+                if (current) status.value = waitingFor;
+            });
+            if (!current) return;
+            busy.value = false;
+            found.value = result.people.filter((p) => !without.includes(p.user));
+            status.value = result.trouble ?? "";
+        }, 250);
         return () => {
             current = false;
             clearTimeout(timer);
@@ -40,9 +43,10 @@ export function PeoplePicker({ label, onPick }: { label: string; onPick(user: st
 
     function pick(person: Person): void {
         text.value = "";
-        onPick(person.user_id, person.display_name ?? person.user_id);
+        onPick(person);
     }
 
+    const server = serverOf(me().getUserId()!);
     return (
         <div class="people-picker">
             <label>
@@ -52,34 +56,51 @@ export function PeoplePicker({ label, onPick }: { label: string; onPick(user: st
                     autocapitalize="none"
                     autocomplete="off"
                     spellcheck={false}
-                    placeholder={t("new.peopleHelp")}
+                    placeholder={t("people.placeholder")}
+                    aria-describedby="people-help"
                     value={text.value}
                     onInput={(e) => (text.value = e.currentTarget.value)}
                     onKeyDown={(e) => {
-                        if (e.key !== "Enter") return;
+                        if (e.key !== "Enter" || !text.value.trim()) return;
                         e.preventDefault();
-                        const term = text.value.trim();
-                        if (address.test(term)) pick({ user_id: term });
-                        else if (found.value?.[0]) pick(found.value[0]);
+                        if (found.value[0]) pick(found.value[0]);
                     }}
                 />
+                <small id="people-help">{t("people.help", { server })}</small>
             </label>
-            {found.value && (
-                <ul class="people" aria-live="polite">
-                    {found.value.map((person) => (
-                        <li key={person.user_id}>
-                            <button class="row" aria-label={t("new.add", { name: person.display_name ?? person.user_id })} onClick={() => pick(person)} type="button">
-                                <Avatar name={person.display_name ?? person.user_id} id={person.user_id} />
-                                <span class="row-text">
-                                    <strong>{person.display_name ?? person.user_id}</strong>
-                                    <span>{person.user_id}</span>
-                                </span>
-                            </button>
-                        </li>
-                    ))}
-                    {found.value.length === 0 && <li class="hint">{t("new.none")}</li>}
-                </ul>
-            )}
+            <ul class="people">
+                {found.value.map((person) => (
+                    <li key={person.user}>
+                        <button class="row" aria-label={t("new.add", { name: `${person.name}, ${person.user}` })} onClick={() => pick(person)} type="button">
+                            <Avatar name={person.name} id={person.user} />
+                            <span class="row-text">
+                                <strong dir="auto">{person.name}</strong>
+                                <span>{person.user}</span>
+                                {person.doubt && <span class="doubt">{person.doubt}</span>}
+                            </span>
+                            {serverOf(person.user) !== server && <span class="tag">{t("people.elsewhere")}</span>}
+                        </button>
+                    </li>
+                ))}
+            </ul>
+            <p class="hint" role="status">
+                {status.value || (busy.value ? t("people.searching") : text.value && found.value.length === 0 ? t("new.none") : "")}
+            </p>
         </div>
     );
+}
+
+/** Looks in the directory, and asks the server of a full address. */
+async function find(term: string, waiting: (forWhat: string) => void): Promise<{ people: Person[]; trouble?: string }> {
+    const address = addressIn(term);
+    if (address === me().getUserId()) return { people: [], trouble: t("people.yourself") };
+    if (address) waiting(t("people.asking", { server: serverOf(address) }));
+    try {
+        const [directory, person] = await Promise.all([searchPeople(address ?? term), address ? lookUp(address) : undefined]);
+        const people = person ? [person, ...directory.filter((p) => p.user !== person.user)] : directory.filter((p) => p.user !== address || !address);
+        if (address && !person) return { people: [], trouble: t("people.nobody", { address, server: serverOf(address) }) };
+        return { people };
+    } catch (error) {
+        return { people: [], trouble: problem(error) };
+    }
 }

@@ -1,7 +1,8 @@
 import { useSignal } from "@preact/signals";
 import type { MatrixEvent } from "matrix-js-sdk";
 import { day, t, time } from "../i18n";
-import { senderName, voiceOf } from "../matrix/messages";
+import { bodyOf, senderName, voiceOf } from "../matrix/messages";
+import { problem as sentence } from "../matrix/problem";
 import { me } from "../matrix/session";
 import { href } from "../route";
 import { PageHeader } from "./PageHeader";
@@ -22,8 +23,8 @@ export function Search() {
         try {
             const answer = await me().searchRoomEvents({ term });
             results.value = { count: answer.count ?? answer.results.length, events: answer.results.map((r) => r.context.getEvent()) };
-        } catch (error: any) {
-            problem.value = error.data?.error ?? error.message;
+        } catch (error) {
+            problem.value = sentence(error);
         } finally {
             busy.value = false;
         }
@@ -44,7 +45,9 @@ export function Search() {
                 </p>
             )}
             <div class="scroll" aria-live="polite">
-                {results.value && <p class="hint centre">{results.value.count ? t("search.results", { count: results.value.count }) : t("search.none")}</p>}
+                {!results.value && !busy.value && <p class="empty">{t("search.help")}</p>}
+                {busy.value && <p class="hint centre">{t("people.searching")}</p>}
+                {results.value && !busy.value && <p class="hint centre">{results.value.count ? t("search.results", { count: results.value.count }) : t("search.none")}</p>}
                 <ul class="cards">
                     {results.value?.events.map((found) => {
                         const voice = voiceOf(found);
@@ -52,7 +55,7 @@ export function Search() {
                             <li key={found.getId()}>
                                 <header>
                                     <span class="row-text">
-                                        <strong>{senderName(found)}</strong>
+                                        <strong dir="auto">{senderName(found)}</strong>
                                         <a href={href({ page: "room", room: found.getRoomId()!, event: found.getId() })}>
                                             {me().getRoom(found.getRoomId())?.name ?? found.getRoomId()}
                                         </a>
@@ -61,7 +64,7 @@ export function Search() {
                                         {day(found.getTs())} {time(found.getTs())}
                                     </time>
                                 </header>
-                                {voice ? <VoiceMessage voice={voice} next={() => undefined} /> : <p class="text">{found.getContent().body}</p>}
+                                {voice ? <VoiceMessage voice={voice} next={() => undefined} /> : <p class="text" dir="auto">{bodyOf(found)}</p>}
                             </li>
                         );
                     })}

@@ -2,8 +2,20 @@ import { useSignal } from "@preact/signals";
 import { useEffect } from "preact/hooks";
 import { decodeRecoveryKey } from "matrix-js-sdk/lib/crypto-api";
 import { t } from "../i18n";
+import { problem } from "../matrix/problem";
+import { sensitive } from "../matrix/sensitive";
 import { me, revision, useRecoveryKey } from "../matrix/session";
+import { CopyButton } from "./CopyButton";
 import { startVerification } from "./Verification";
+
+/** The key in what the person typed. */
+function recoveryKey(typed: string): Uint8Array<ArrayBuffer> {
+    try {
+        return decodeRecoveryKey(typed.trim()) as Uint8Array<ArrayBuffer>;
+    } catch {
+        throw new Error(t("settings.recoveryKeyWrong"));
+    }
+}
 
 /** Confirmation of this device, and the backup of its keys. */
 export function Security() {
@@ -29,8 +41,8 @@ export function Security() {
         try {
             await what();
             await look();
-        } catch (error: any) {
-            message.value = error.data?.error ?? error.message;
+        } catch (error) {
+            message.value = problem(error);
         } finally {
             busy.value = false;
         }
@@ -40,14 +52,11 @@ export function Security() {
         run(async () => {
             await crypto.bootstrapCrossSigning({
                 authUploadDeviceSigningKeys: async (upload) => {
-                    try {
-                        await upload(null);
-                    } catch (error: any) {
-                        const password = error.httpStatus === 401 && prompt(t("login.password"));
-                        if (!password) throw error;
-                        const identifier = { type: "m.id.user", user: me().getUserId() };
-                        await upload({ type: "m.login.password", identifier, password, session: error.data.session } as any);
-                    }
+                    const done = await sensitive(t("settings.setupBackup"), async (auth) => {
+                        await upload(auth);
+                        return true;
+                    });
+                    if (!done) throw new Error(t("password.givenUp"));
                 },
             });
             const key = await crypto.createRecoveryKeyFromPassphrase();
@@ -60,8 +69,8 @@ export function Security() {
         const typed = String(new FormData(event.currentTarget as HTMLFormElement).get("key") ?? "");
         await run(async () => {
             const id = await me().secretStorage.getDefaultKeyId();
-            if (!id) throw new Error("there is no key backup");
-            useRecoveryKey(id, decodeRecoveryKey(typed.trim()) as Uint8Array<ArrayBuffer>);
+            if (!id) throw new Error(t("settings.noBackup"));
+            useRecoveryKey(id, recoveryKey(typed));
             await crypto!.bootstrapCrossSigning({});
             await crypto!.loadSessionBackupPrivateKeyFromSecretStorage();
             await crypto!.checkKeyBackupAndEnable();
@@ -73,6 +82,7 @@ export function Security() {
     return (
         <section>
             <h2>{t("settings.security")}</h2>
+            <p class="hint">{t("settings.backupHelp")}</p>
             {verified.value !== null && <p>{verified.value ? t("settings.verified") : t("settings.unverified")}</p>}
             <div class="buttons">
                 {verified.value === false && backedUp.value && <button onClick={() => void run(startVerification)}>{t("settings.verify")}</button>}
@@ -86,7 +96,7 @@ export function Security() {
                 <div class="recovery">
                     <p>{t("settings.recoveryKey")}</p>
                     <code id="recovery-key">{shown.value}</code>
-                    <button onClick={() => void navigator.clipboard.writeText(shown.value)}>{t("app.copy")}</button>
+                    <CopyButton text={shown.value} />
                 </div>
             )}
             {verified.value === false && backedUp.value && (

@@ -1,12 +1,26 @@
 import { useSignal } from "@preact/signals";
 import { useEffect } from "preact/hooks";
 import type { IMyDevice } from "matrix-js-sdk";
-import { language, languages, setLanguage, t } from "../i18n";
-import { me, followRevision, revision, signOut } from "../matrix/session";
+import { day, language, languages, setLanguage, t, time } from "../i18n";
+import { problem } from "../matrix/problem";
+import { sensitive } from "../matrix/sensitive";
+import { me, followRevision, signOut } from "../matrix/session";
 import { want, wanted } from "../notifications";
+import { receiptsData } from "../voice/played";
+import { Colleagues } from "./Colleagues";
+import { CopyButton } from "./CopyButton";
+import { Password } from "./Password";
+import { confirmed } from "./Questions";
 import { PageHeader } from "./PageHeader";
 import { QrCode } from "./QrCode";
 import { Security } from "./Security";
+
+/** Signs out, after a word about what is lost where keys are not backed up. */
+async function leave(): Promise<void> {
+    const safe = !me().getCrypto() || (await me().getCrypto()!.isSecretStorageReady().catch(() => false));
+    const text = safe ? t("settings.signOutText") : t("settings.signOutUnsafe");
+    if (await confirmed({ title: t("settings.signOut"), text, yes: t("settings.signOut"), danger: !safe })) await signOut();
+}
 
 export function Settings() {
     followRevision();
@@ -15,8 +29,10 @@ export function Settings() {
             <PageHeader title={t("settings.title")} />
             <div class="scroll settings">
                 <Profile />
+                <Colleagues />
                 <Devices />
                 <Security />
+                <Password />
                 <section>
                     <h2>{t("settings.language")}</h2>
                     <div class="buttons">
@@ -27,9 +43,15 @@ export function Settings() {
                         ))}
                     </div>
                     <Notifications />
+                    <Choice type="im.parley.voice.transcripts" standard={true}>
+                        {t("settings.transcripts")}
+                    </Choice>
+                    <Choice type={receiptsData} standard={false}>
+                        {t("settings.playedReceipts")}
+                    </Choice>
                 </section>
                 <section>
-                    <button class="danger" onClick={() => void signOut()}>
+                    <button class="danger" onClick={() => void leave()}>
                         {t("settings.signOut")}
                     </button>
                 </section>
@@ -41,14 +63,20 @@ export function Settings() {
 function Profile() {
     const user = me().getUserId()!;
     const saved = useSignal(me().getUser(user)?.displayName ?? "");
+    const said = useSignal("");
     useEffect(() => {
         me().getProfileInfo(user).then((p) => (saved.value = p.displayname ?? ""), () => undefined);
     }, []);
     async function submit(event: SubmitEvent): Promise<void> {
         event.preventDefault();
         const name = String(new FormData(event.currentTarget as HTMLFormElement).get("name") ?? "").trim();
-        await me().setDisplayName(name);
-        saved.value = name;
+        try {
+            await me().setDisplayName(name);
+            saved.value = name;
+            said.value = t("settings.saved");
+        } catch (error) {
+            said.value = problem(error);
+        }
     }
     return (
         <section>
@@ -60,8 +88,9 @@ function Profile() {
                 </label>
                 <button>{t("app.save")}</button>
             </form>
+            <p role="status">{said.value}</p>
             <p>
-                {t("settings.address")}: <code>{user}</code>
+                {t("settings.address")}: <code>{user}</code> <CopyButton text={user} />
             </p>
         </section>
     );
@@ -70,49 +99,54 @@ function Profile() {
 function Devices() {
     const devices = useSignal<IMyDevice[]>([]);
     const code = useSignal("");
+    const trouble = useSignal("");
     const load = async (): Promise<void> => {
-        devices.value = (await me().getDevices()).devices;
+        devices.value = (await me().getDevices()).devices.sort((a, b) => (b.last_seen_ts ?? 0) - (a.last_seen_ts ?? 0));
     };
-    useEffect(() => void load().catch((error) => console.warn("devices", error)), [revision.value]);
+    useEffect(() => void load().catch((error) => (trouble.value = problem(error))), []);
+
+    async function run(what: () => Promise<void>): Promise<void> {
+        trouble.value = "";
+        try {
+            await what();
+        } catch (error) {
+            trouble.value = problem(error);
+        }
+    }
 
     /** A link that carries a login token: whoever opens it within two minutes is signed in as this person. */
-    async function addDevice(): Promise<void> {
-        try {
-            const { login_token: token } = await me().requestLoginToken();
-            code.value = `${location.origin}${location.pathname}#token=${encodeURIComponent(token)}`;
-        } catch (error: any) {
-            const password = error.httpStatus === 401 && prompt(t("login.password"));
-            if (!password) return;
-            const auth = { type: "m.login.password", identifier: { type: "m.id.user", user: me().getUserId() }, password, session: error.data.session };
-            const { login_token: token } = await me().requestLoginToken(auth as any);
-            code.value = `${location.origin}${location.pathname}#token=${encodeURIComponent(token)}`;
-        }
-    }
+    const addDevice = (): Promise<void> =>
+        run(async () => {
+            const answer = await sensitive(t("settings.addDevice"), (auth) => me().requestLoginToken(auth ?? undefined));
+            if (answer) code.value = `${location.origin}${location.pathname}#token=${encodeURIComponent(answer.login_token)}`;
+        });
 
-    async function remove(device: IMyDevice): Promise<void> {
-        try {
-            await me().deleteDevice(device.device_id);
-        } catch (error: any) {
-            const password = error.httpStatus === 401 && prompt(t("login.password"));
-            if (!password) return;
-            const auth = { type: "m.login.password", identifier: { type: "m.id.user", user: me().getUserId() }, password, session: error.data.session };
-            await me().deleteDevice(device.device_id, auth as any);
-        }
-        await load();
-    }
+    const remove = (device: IMyDevice): Promise<void> =>
+        run(async () => {
+            await sensitive(t("settings.signOutDevice", { name: device.display_name || device.device_id }), (auth) => me().deleteDevice(device.device_id, auth ?? undefined));
+            await load();
+        });
 
     return (
         <section>
             <h2>{t("settings.devices")}</h2>
             <ul class="devices">
                 {devices.value.map((device) => (
-                    <li key={device.device_id}>
+                    <li key={device.device_id} title={device.device_id}>
                         <span class="row-text">
                             <strong>{device.display_name || device.device_id}</strong>
-                            <span>{device.device_id === me().getDeviceId() ? t("settings.thisDevice") : device.device_id}</span>
+                            <span>
+                                {device.device_id === me().getDeviceId()
+                                    ? t("settings.thisDevice")
+                                    : device.last_seen_ts
+                                      ? t("settings.lastSeen", { when: `${day(device.last_seen_ts)} ${time(device.last_seen_ts)}` })
+                                      : device.device_id}
+                            </span>
                         </span>
                         {device.device_id !== me().getDeviceId() && (
-                            <button onClick={() => void remove(device)}>{t("settings.signOutDevice", { name: "" })}</button>
+                            <button aria-label={t("settings.signOutDevice", { name: device.display_name || device.device_id })} onClick={() => void remove(device)}>
+                                {t("settings.signOut")}
+                            </button>
                         )}
                     </li>
                 ))}
@@ -124,11 +158,18 @@ function Devices() {
                     <a href={code.value} onClick={(e) => e.preventDefault()} class="visually-hidden" id="device-link">
                         {t("settings.addDevice")}
                     </a>
-                    <button onClick={() => void navigator.clipboard.writeText(code.value)}>{t("app.copy")}</button>
-                    <button onClick={() => (code.value = "")}>{t("app.close")}</button>
+                    <div class="buttons">
+                        <CopyButton text={code.value} />
+                        <button onClick={() => (code.value = "")}>{t("app.close")}</button>
+                    </div>
                 </figure>
             ) : (
                 <button onClick={() => void addDevice()}>{t("settings.addDevice")}</button>
+            )}
+            {trouble.value && (
+                <p class="problem" role="alert">
+                    {trouble.value}
+                </p>
             )}
         </section>
     );
@@ -149,6 +190,35 @@ function Notifications() {
                 {t("settings.notifications")}
             </label>
             {refused.value && <p class="hint">{t("settings.notificationsDenied")}</p>}
+        </>
+    );
+}
+
+/** A choice that the server acts on, kept in the account data as {"enabled": …}. docs/voice.md */
+function Choice({ type, standard, children }: { type: string; standard: boolean; children: string }) {
+    followRevision();
+    const trouble = useSignal("");
+    const enabled = me().getAccountData(type as any)?.getContent().enabled ?? standard;
+    return (
+        <>
+            <label class="switch">
+                <input
+                    type="checkbox"
+                    checked={enabled}
+                    onChange={(e) => {
+                        const content = { enabled: e.currentTarget.checked };
+                        me()
+                            .setAccountData(type as any, content as any)
+                            .catch((error) => (trouble.value = problem(error)));
+                    }}
+                />
+                {children}
+            </label>
+            {trouble.value && (
+                <p class="problem" role="alert">
+                    {trouble.value}
+                </p>
+            )}
         </>
     );
 }

@@ -1,12 +1,14 @@
 import { useSignal } from "@preact/signals";
 import type { Room } from "matrix-js-sdk";
-import { duration, t, time } from "../i18n";
-import { invitations, joinedRooms, lastMessage, senderName, voiceOf, isMine } from "../matrix/messages";
-import { me, followRevision } from "../matrix/session";
-import { go, href, route } from "../route";
+import { duration, shortTime, t } from "../i18n";
+import { bodyOf, invitations, joinedRooms, lastMessage, senderName, voiceOf, isMine } from "../matrix/messages";
+import { followRevision, me } from "../matrix/session";
+import { askable, putOff, want } from "../notifications";
+import { href, route } from "../route";
 import { played } from "../voice/played";
 import { Avatar } from "./Avatar";
 import { Icon } from "./Icon";
+import { Invitation } from "./Invitation";
 
 /** The list of conversations, with the ways to everything else. */
 export function Sidebar() {
@@ -47,6 +49,7 @@ export function Sidebar() {
                 value={filter.value}
                 onInput={(e) => (filter.value = e.currentTarget.value)}
             />
+            {rooms.length > 0 && <NotificationOffer />}
             <div class="rows">
                 {invites.length > 0 && <h2>{t("rooms.invites")}</h2>}
                 {invites.map((room) => (
@@ -59,6 +62,11 @@ export function Sidebar() {
                     <div class="empty">
                         <p>{filter.value ? t("rooms.nothingFound") : t("rooms.empty")}</p>
                         {!filter.value && <p class="hint">{t("rooms.emptyHelp")}</p>}
+                        {!filter.value && (
+                            <p class="hint">
+                                {t("rooms.yourAddress")} <code>{me().getUserId()}</code>
+                            </p>
+                        )}
                         {!filter.value && (
                             <a class="button primary" href={href({ page: "new" })}>
                                 {t("rooms.new")}
@@ -80,11 +88,11 @@ function RoomRow({ room }: { room: Room }) {
         <a class={`row ${current ? "current" : ""}`} href={href({ page: "room", room: room.roomId })} aria-current={current ? "page" : undefined}>
             <Avatar name={room.name} id={room.roomId} />
             <span class="row-text">
-                <strong>{room.name}</strong>
-                <span>{last ? preview(last) : ""}</span>
+                <strong dir="auto">{room.name}</strong>
+                <span dir="auto">{last ? preview(last) : t("rooms.noMessages")}</span>
             </span>
             <span class="row-side">
-                {last && <time>{time(last.getTs())}</time>}
+                {last && <time>{shortTime(last.getTs())}</time>}
                 {unread > 0 && (
                     <span class="badge" aria-label={t("rooms.unread", { count: unread })}>
                         {unread}
@@ -101,40 +109,22 @@ function preview(event: ReturnType<typeof lastMessage> & {}): string {
     if (event.isRedacted()) return t("room.redacted");
     if (event.isDecryptionFailure()) return `${who}: …`;
     if (voice) return `${who}: ▶ ${duration(voice.duration)}`;
-    return `${who}: ${event.getContent().body ?? "…"}`;
+    return `${who}: ${bodyOf(event) || "…"}`;
 }
 
-function Invitation({ room }: { room: Room }) {
-    followRevision();
-    const busy = useSignal(false);
-    const inviter = room.getMember(me().getUserId()!)?.events.member?.getSender() ?? "";
-    async function answer(accept: boolean): Promise<void> {
-        busy.value = true;
-        try {
-            if (accept) {
-                await me().joinRoom(room.roomId, { viaServers: [inviter.slice(inviter.indexOf(":") + 1)] });
-                go({ page: "room", room: room.roomId });
-            } else {
-                await me().leave(room.roomId);
-            }
-        } finally {
-            busy.value = false;
-        }
-    }
+/** Asks about notifications once there is something to be notified of. */
+function NotificationOffer() {
+    if (!askable.value) return null;
     return (
-        <div class="row invitation">
-            <Avatar name={room.name} id={room.roomId} />
-            <span class="row-text">
-                <strong>{room.name}</strong>
-                <span>{t("rooms.invitedBy", { name: inviter })}</span>
-                <span class="buttons">
-                    <button class="primary" disabled={busy.value} onClick={() => void answer(true)}>
-                        {t("rooms.accept")}
-                    </button>
-                    <button disabled={busy.value} onClick={() => void answer(false)}>
-                        {t("rooms.decline")}
-                    </button>
-                </span>
+        <div class="offer" role="group" aria-label={t("settings.notifications")}>
+            <p>
+                <Icon name="bell" /> {t("notifications.offer")}
+            </p>
+            <span class="buttons">
+                <button class="primary" onClick={() => void want(true)}>
+                    {t("notifications.yes")}
+                </button>
+                <button onClick={putOff}>{t("notifications.later")}</button>
             </span>
         </div>
     );

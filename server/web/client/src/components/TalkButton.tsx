@@ -2,6 +2,7 @@ import { useSignal } from "@preact/signals";
 import { useEffect, useRef } from "preact/hooks";
 import type { Room } from "matrix-js-sdk";
 import { duration, t } from "../i18n";
+import { composing, relation } from "../matrix/composing";
 import { sendVoice } from "../voice/send";
 import { Recorder } from "../voice/recorder";
 import { Icon } from "./Icon";
@@ -28,14 +29,18 @@ export function TalkButton({ room, onRecording, onProblem }: Props) {
     const starting = useRef<Promise<void> | undefined>(undefined);
     const button = useRef<HTMLButtonElement>(null);
 
-    useEffect(() => () => void recorder.cancel(), [room.roomId]);
+    useEffect(() => {
+        // A mouse tells that it comes near, a finger does not: there the microphone is opened with the room, so that no word is lost.
+        if (matchMedia("(hover: none)").matches) void recorder.prepareIfAllowed();
+        return () => void recorder.cancel();
+    }, [room.roomId]);
 
     function begin(mode: "holding" | "locked"): void {
         onProblem("");
         state.value = mode;
         onRecording(true);
         starting.current = recorder.start().catch((error: Error) => {
-            onProblem(t("voice.noMicrophone", { reason: error.message }));
+            onProblem(noMicrophone(error));
             reset();
             throw error;
         });
@@ -67,11 +72,9 @@ export function TalkButton({ room, onRecording, onProblem }: Props) {
             onProblem(t("voice.tooShort"));
             return;
         }
-        try {
-            await sendVoice(room, recording);
-        } catch (error: any) {
-            onProblem(error.data?.error ?? error.message);
-        }
+        const about = relation();
+        if (composing.value?.mode === "reply") composing.value = null;
+        await sendVoice(room, recording, about);
     }
 
     function down(e: PointerEvent): void {
@@ -139,6 +142,20 @@ export function TalkButton({ room, onRecording, onProblem }: Props) {
             </button>
         </>
     );
+}
+
+/** Why one cannot speak, and what can be done about it. */
+function noMicrophone(error: Error): string {
+    if (!navigator.mediaDevices) return t("voice.insecure");
+    switch (error.name) {
+        case "NotAllowedError":
+            return t("voice.refused");
+        case "NotFoundError":
+            return t("voice.noneFound");
+        case "NotReadableError":
+            return t("voice.inUse");
+    }
+    return t("voice.noMicrophone", { reason: error.message });
 }
 
 /** Time and loudness while one speaks. */

@@ -10,6 +10,7 @@ import {
 } from "matrix-js-sdk/lib/crypto-api";
 import { t } from "../i18n";
 import { me } from "../matrix/session";
+import { Dialog } from "./Dialog";
 
 /** The confirmation under way; there is one at a time. */
 const request = signal<VerificationRequest | null>(null);
@@ -64,9 +65,7 @@ export function VerificationRequests() {
     };
     const ended = r.phase === VerificationPhase.Done || r.phase === VerificationPhase.Cancelled;
     return (
-        <div class="dialog" role="dialog" aria-modal="true" aria-label={t("verify.title")}>
-            <div class="dialog-box">
-                <h2>{t("verify.title")}</h2>
+        <Dialog title={t("verify.title")} onClose={() => (ended ? close() : void r.cancel().finally(close))}>
                 {ended ? (
                     <p role="status">{r.phase === VerificationPhase.Done ? t("verify.done") : t("verify.failed")}</p>
                 ) : comparing.value ? (
@@ -102,7 +101,6 @@ export function VerificationRequests() {
                 <button class="link" onClick={() => (ended ? close() : void r.cancel().finally(close))}>
                     {ended ? t("app.close") : t("app.cancel")}
                 </button>
-            </div>
-        </div>
+        </Dialog>
     );
 }

@@ -1,10 +1,14 @@
+import { useSignal } from "@preact/signals";
+import { useEffect } from "preact/hooks";
 import type { MatrixEvent } from "matrix-js-sdk";
 import { duration, t } from "../i18n";
-import { senderName, type Voice } from "../matrix/messages";
-import { followRevision } from "../matrix/session";
+import { isMine, senderName, shortName, type Voice } from "../matrix/messages";
+import { followRevision, me } from "../matrix/session";
 import { played } from "../voice/played";
 import { player } from "../voice/player";
+import { transcripts } from "../voice/transcripts";
 import { Icon } from "./Icon";
+import { Correction } from "./MessageActions";
 
 /** A voice message: play, its waveform to move in, the time, the speed, what was said. */
 export function VoiceMessage({ voice, next }: { voice: Voice; next: (event: MatrixEvent) => MatrixEvent | undefined }) {
@@ -19,7 +23,7 @@ export function VoiceMessage({ voice, next }: { voice: Voice; next: (event: Matr
             <button
                 class="round play"
                 aria-label={playing ? t("voice.pause") : t("voice.play")}
-                disabled={current && player.loading.value}
+                aria-busy={current && player.loading.value}
                 onClick={() => (playing ? player.pause() : void player.play(event, next))}
             >
                 <Icon name={playing ? "pause" : "play"} />
@@ -43,19 +47,62 @@ export function VoiceMessage({ voice, next }: { voice: Voice; next: (event: Matr
                     {player.speed.value}×
                 </button>
             )}
-            {!heard && (
-                <span class="dot" role="img" aria-label={t("voice.unplayed")} title={t("voice.unplayed")} />
-            )}
+            {!heard && <span class="dot" role="img" aria-label={t("voice.unplayed")} title={t("voice.unplayed")} />}
             {player.failed.value === event.getId() && (
                 <p class="problem" role="alert">
-                    {t("voice.failed")}
+                    {t("voice.failed")}{" "}
+                    <button class="link" onClick={() => void player.play(event, next)}>
+                        {t("app.retry")}
+                    </button>
                 </p>
             )}
-            {voice.transcript && (
-                <p class="transcript" aria-label={t("voice.transcript")}>
-                    {voice.transcript}
+            {isMine(event) && played.by(event).length > 0 && (
+                <p class="played-by">
+                    <Icon name="check" /> {t("voice.playedBy", { names: played.by(event).map((user) => nameIn(event, user)).join(", ") })}
                 </p>
             )}
+            <Transcript event={event} />
+        </div>
+    );
+}
+
+function nameIn(event: MatrixEvent, user: string): string {
+    return shortName(me().getRoom(event.getRoomId())?.getMember(user)?.name ?? user);
+}
+
+/** Longer texts are shown in part. Characters. */
+const excerpt = 240;
+
+/** What was said, or that it is being written down. */
+function Transcript({ event }: { event: MatrixEvent }) {
+    followRevision();
+    const whole = useSignal(false);
+    const correcting = useSignal(false);
+    useEffect(() => transcripts.want(event), [event.getId(), event.status]);
+    const known = transcripts.of(event);
+    if (!known) return transcripts.isPending(event) ? <p class="transcript faint">{t("transcript.pending")}</p> : null;
+    if (!known.text) return <p class="transcript faint">{t("transcript.nothing")}</p>;
+    const long = known.text.length > excerpt;
+    const text = long && !whole.value ? `${known.text.slice(0, excerpt - 20).replace(/\s+\S*$/, "")} …` : known.text;
+    return (
+        <div class="transcript" role="group" aria-label={t("voice.transcript")}>
+            <p class="text" lang={known.language} dir="auto">
+                {text}
+            </p>
+            <p class="transcript-tools">
+                {known.corrected && <span>{t("transcript.corrected")}</span>}
+                {long && (
+                    <button class="link" aria-expanded={whole.value} onClick={() => (whole.value = !whole.value)}>
+                        {whole.value ? t("transcript.less") : t("transcript.more")}
+                    </button>
+                )}
+                {isMine(event) && (
+                    <button class="link" onClick={() => (correcting.value = true)}>
+                        {t("transcript.correct")}
+                    </button>
+                )}
+            </p>
+            {correcting.value && <Correction event={event} onClose={() => (correcting.value = false)} />}
         </div>
     );
 }

@@ -2,6 +2,8 @@ import { signal } from "@preact/signals";
 import { de } from "./de";
 import { en, type Dictionary, type Key } from "./en";
 
+export type { Key };
+
 /** All languages, one file each. */
 export const languages: Record<string, Dictionary> = { en, de };
 
@@ -27,16 +29,39 @@ export function t(key: Key, values: Record<string, string | number> = {}): strin
     return languages[language.value][key].replace(/\{(\w+)\}/g, (_, name: string) => String(values[name] ?? ""));
 }
 
+const formats = new Map<string, Intl.DateTimeFormat>();
+
+/** Making a format takes longer than using one. */
+function format(options: Intl.DateTimeFormatOptions): Intl.DateTimeFormat {
+    const key = `${language.value} ${JSON.stringify(options)}`;
+    const known = formats.get(key) ?? new Intl.DateTimeFormat(language.value, options);
+    formats.set(key, known);
+    return known;
+}
+
 export function time(ts: number): string {
-    return new Intl.DateTimeFormat(language.value, { hour: "2-digit", minute: "2-digit" }).format(ts);
+    return format({ hour: "2-digit", minute: "2-digit" }).format(ts);
+}
+
+/** A number for the day of a time, as the person's clock has it. */
+export function dayNumber(ts: number): number {
+    return Math.floor((ts - new Date(ts).getTimezoneOffset() * 60_000) / 86_400_000);
 }
 
 /** A day as people say it. */
 export function day(ts: number): string {
-    const midnight = new Date().setHours(0, 0, 0, 0);
-    if (ts >= midnight) return t("room.today");
-    if (ts >= midnight - 24 * 3600_000) return t("room.yesterday");
-    return new Intl.DateTimeFormat(language.value, { dateStyle: "medium" }).format(ts);
+    const ago = dayNumber(Date.now()) - dayNumber(ts);
+    if (ago === 0) return t("room.today");
+    if (ago === 1) return t("room.yesterday");
+    return format({ dateStyle: "medium" }).format(ts);
+}
+
+/** The time of today, the day of what is older. */
+export function shortTime(ts: number): string {
+    const ago = dayNumber(Date.now()) - dayNumber(ts);
+    if (ago === 0) return time(ts);
+    if (ago === 1) return t("room.yesterday");
+    return format({ day: "numeric", month: "short" }).format(ts);
 }
 
 /** Milliseconds as 1:05. */

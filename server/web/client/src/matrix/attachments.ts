@@ -53,13 +53,16 @@ export async function upload(
     file: Blob,
     name: string,
     encrypted: boolean,
-): Promise<{ url: string } | { file: EncryptedFile }> {
+    /** Told how much is there, 0 to 1. */
+    progress?: (done: number) => void,
+): Promise<Record<string, unknown>> {
+    const progressHandler = progress && (({ loaded, total }: { loaded: number; total: number }) => progress(total ? loaded / total : 0));
     if (!encrypted) {
-        const { content_uri: url } = await client.uploadContent(file, { name, type: file.type, includeFilename: true });
+        const { content_uri: url } = await client.uploadContent(file, { name, type: file.type, includeFilename: true, progressHandler });
         return { url };
     }
     const sealed = await encrypt(await file.arrayBuffer());
-    const { content_uri: url } = await client.uploadContent(new Blob([sealed.data]), { type: "application/octet-stream", includeFilename: false });
+    const { content_uri: url } = await client.uploadContent(new Blob([sealed.data]), { type: "application/octet-stream", includeFilename: false, progressHandler });
     return { file: { ...sealed.file, url } };
 }
 

@@ -1,4 +1,7 @@
-import type { MatrixEvent, Room } from "matrix-js-sdk";
+import type { MatrixEvent, Room, RoomNameState } from "matrix-js-sdk";
+import { t } from "../i18n";
+import { transcripts, type Transcript } from "../voice/transcripts";
+import { localpart } from "./people";
 import { me } from "./session";
 
 /** What is known of a voice message without fetching it. */
@@ -8,7 +11,7 @@ export interface Voice {
     duration: number;
     /** Values from 0 to 1; empty if the sender gave none. */
     waveform: number[];
-    transcript: string | undefined;
+    transcript: Transcript | undefined;
 }
 
 /** The voice message in an event, if it is one. */
@@ -24,17 +27,13 @@ export function voiceOf(event: MatrixEvent): Voice | undefined {
         event,
         duration: Number(unsigned.duration ?? claimed.duration ?? content.info?.duration ?? 0),
         waveform: raw.slice(0, 400).map((n) => Math.min(1, Math.max(0, n / scale))),
-        transcript: unsigned.transcript?.text,
+        transcript: transcripts.of(event),
     };
 }
 
 /** The events of a room that are shown, oldest first. */
 export function shownEvents(room: Room): MatrixEvent[] {
-    return room
-        .getLiveTimeline()
-        .getEvents()
-        .concat(room.getPendingEvents())
-        .filter((event, i, all) => all.indexOf(event) === i && isShown(event));
+    return [...new Set(room.getLiveTimeline().getEvents().concat(room.getPendingEvents()))].filter(isShown);
 }
 
 function isShown(event: MatrixEvent): boolean {
@@ -55,7 +54,41 @@ function isShown(event: MatrixEvent): boolean {
 
 /** The name of whoever sent an event, as this room knows them. */
 export function senderName(event: MatrixEvent): string {
-    return event.sender?.name ?? event.getSender() ?? "";
+    return shortName(event.sender?.name ?? event.getSender() ?? "");
+}
+
+/** A name as people say it: who has set none is called by the first part of their address. */
+export function shortName(name: string): string {
+    return localpart(name);
+}
+
+/** What a conversation without a name is called. */
+export function generatedName(_room: string, state: RoomNameState): string | null {
+    if ("name" in state) return null; // it has one
+    if ("names" in state && state.names.length > 0) {
+        const names = state.names.map(shortName);
+        const others = state.count - 1 - names.length;
+        if (others > 0) return t("rooms.namedAndOthers", { names: names.join(", "), count: others });
+        return names.join(", ");
+    }
+    const before = "oldName" in state ? state.oldName : undefined;
+    return before ? t("rooms.emptyWas", { name: shortName(before) }) : t("rooms.nobody");
+}
+
+/** The text of a message, without the quotation that older clients put before an answer. */
+export function bodyOf(event: MatrixEvent): string {
+    const body = String(event.getContent().body ?? "");
+    return event.replyEventId ? body.replace(/^(> .*\n)+\n/, "") : body;
+}
+
+/** One line about a message, for lists and quotations. */
+export function summary(event: MatrixEvent): string {
+    const voice = voiceOf(event);
+    if (event.isRedacted()) return t("room.redacted");
+    if (event.isDecryptionFailure() || event.getType() === "m.room.encrypted") return t("room.unreadable");
+    if (voice) return `▶ ${t("voice.title")}${voice.transcript?.text ? ` · ${voice.transcript.text}` : ""}`;
+    if (event.getContent().msgtype === "m.image") return t("room.picture");
+    return bodyOf(event);
 }
 
 export function isMine(event: MatrixEvent): boolean {

@@ -12,6 +12,9 @@ interface State {
 
 const prefix = "/_matrix/client/unstable/im.parley.voice";
 const accountData = "im.parley.voice.played";
+const playedBy = "im.parley.voice.played_by";
+/** The account data with which a person lets senders know what they have played. */
+export const receiptsData = "im.parley.voice.played_receipts";
 
 /** Which voice messages this person has played, on any device, and where they stopped. */
 class Played {
@@ -20,8 +23,31 @@ class Played {
     /** Voice messages still to be heard, over all rooms, oldest first, as the server counts them. */
     readonly inbox = signal<{ total: number; events: MatrixEvent[] }>({ total: 0, events: [] });
 
+    /** Who has played one's own messages, of those who let one know. */
+    #by = new Map<string, Set<string>>();
+
+    /** Who has played a message of one's own, as far as they let one know. */
+    by(event: MatrixEvent): string[] {
+        return [...(this.#by.get(event.getId() ?? "") ?? [])];
+    }
+
+    #learnBy(events: Record<string, Record<string, unknown>>): void {
+        for (const [id, people] of Object.entries(events)) this.#by.set(id, new Set([...(this.#by.get(id) ?? []), ...Object.keys(people)]));
+        revision.value++;
+    }
+
+    /** Asks who has played what in a room. */
+    async loadBy(room: string): Promise<void> {
+        const path = `/rooms/${encodeURIComponent(room)}/played_by`;
+        const answer = await me().http.authedRequest<{ events: Record<string, Record<string, unknown>> }>(Method.Get, path, undefined, undefined, { prefix });
+        this.#learnBy(answer.events);
+    }
+
     /** Follows what other devices play. */
     watch(client: MatrixClient): void {
+        client.on(ClientEvent.Event, (event: MatrixEvent) => {
+            if (event.getType() === playedBy) this.#learnBy(event.getContent());
+        });
         client.on(RoomEvent.AccountData, (event: MatrixEvent) => {
             if (event.getType() !== accountData) return;
             for (const [id, state] of Object.entries(event.getContent().events ?? {})) this.#states.set(id, state as State);

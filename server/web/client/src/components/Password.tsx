@@ -1,0 +1,45 @@
+import { useSignal } from "@preact/signals";
+import { t } from "../i18n";
+import { problem } from "../matrix/problem";
+import { sensitive } from "../matrix/sensitive";
+import { me } from "../matrix/session";
+
+/** Changes the password. */
+export function Password() {
+    const said = useSignal("");
+    const busy = useSignal(false);
+    async function submit(event: SubmitEvent): Promise<void> {
+        event.preventDefault();
+        const form = event.currentTarget as HTMLFormElement;
+        const password = String(new FormData(form).get("new-password"));
+        busy.value = true;
+        said.value = "";
+        try {
+            const done = await sensitive(t("settings.changePassword"), async (auth) => {
+                await me().setPassword(auth as any, password, false);
+                return true;
+            });
+            if (!done) return;
+            form.reset();
+            said.value = t("settings.passwordChanged");
+        } catch (error) {
+            said.value = problem(error);
+        } finally {
+            busy.value = false;
+        }
+    }
+    return (
+        <section>
+            <h2>{t("settings.changePassword")}</h2>
+            <form class="inline" onSubmit={submit}>
+                <input type="text" name="username" autocomplete="username" value={me().getUserId()!} hidden readOnly />
+                <label>
+                    {t("settings.newPassword")}
+                    <input name="new-password" type="password" autocomplete="new-password" minLength={8} required />
+                </label>
+                <button disabled={busy.value}>{t("app.save")}</button>
+            </form>
+            <p role="status">{said.value}</p>
+        </section>
+    );
+}
