@@ -1,6 +1,7 @@
 package api
 
 import (
+	"bytes"
 	"math/rand/v2"
 	"os"
 	"reflect"
@@ -211,4 +212,23 @@ func TestInboxIsWhatIsUnplayed(t *testing.T) {
 		}
 	}
 	look(600)
+}
+
+// A player that jumps: how long until the first byte of a part is there, by the authenticated path and by a link.
+func BenchmarkRangeOfRecording(b *testing.B) {
+	w := newWorld(b, quiet())
+	alice := w.person("alice")
+	file := bytes.Repeat([]byte("three kilobytes a second "), 60*3000/25)
+	up := ask(w.handler, post, "/_matrix/media/v3/upload", string(file), "Content-Type", "audio/ogg", "Authorization", "Bearer "+alice.token)
+	id := strings.TrimRight(strings.TrimPrefix(up.Body.String(), `{"content_uri":"mxc://test/`), "\"}\n")
+	link := alice.must(post, "/_matrix/client/unstable/im.parley.voice/link/test/"+id, nil)["path"].(string)
+	for name, path := range map[string]string{"token": "/_matrix/client/v1/media/download/test/" + id, "link": link} {
+		b.Run(name, func(b *testing.B) {
+			for b.Loop() {
+				if got := ask(w.handler, get, path, "", "Authorization", "Bearer "+alice.token, "Range", "bytes=144000-144000"); got.Code != 206 || got.Body.Len() != 1 {
+					b.Fatal(got.Code)
+				}
+			}
+		})
+	}
 }
