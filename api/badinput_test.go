@@ -15,7 +15,7 @@ var samples = strings.NewReplacer(
 	"{userId}", "@alice:test", "{eventType}", "m.test", "{stateKey}", "key", "{txnId}", "txn", "{type}", "m.test", "{tag}", "u.tag",
 	"{keyName}", "displayname", "{deviceId}", "DEVICE", "{filterId}", "1", "{receiptType}", "m.read", "{kind}", "content",
 	"{ruleId}", "rule", "{version}", "1", "{sessionId}", "session", "{serverName}", "test", "{mediaId}", "media", "{fileName}", "file",
-	"{protocol}", "irc", "{relType}", "m.thread",
+	"{protocol}", "irc", "{relType}", "m.thread", "{purgeId}", "purge",
 )
 
 // bodiless are routes that take a body, by their method, but read none, or read one that is not JSON.
@@ -146,6 +146,12 @@ func TestWrongTypesAreBadJSON(t *testing.T) {
 		{post, "/rooms/!a:test/report/$e", `{"reason":1}`},
 		{put, "/_matrix/client/v1/admin/lock/@bob:test", `{"locked":"yes"}`},
 		{put, "/_matrix/client/v1/admin/suspend/@bob:test", `{"suspended":1}`},
+		{post, "/_synapse/admin/v1/purge_history/!a:test", `{"purge_up_to_ts":"1"}`},
+		{post, "/_synapse/admin/v1/purge_history/!a:test", `{"delete_local_events":1}`},
+		{del, "/_synapse/admin/v2/rooms/!a:test", `{"block":1}`},
+		{post, "/_parley/admin/v1/purges", `{"room_id":1}`},
+		{post, "/_parley/admin/v1/purges", `{"room_id":"!a:test","before_ts":"x"}`},
+		{post, "/_parley/admin/v1/purges", `{"room_id":"!a:test","whole_room":"yes"}`},
 		{post, "/_synapse/admin/v1/register", `{"nonce":1}`},
 		{post, "/_synapse/admin/v1/registration_tokens/new", `{"uses_allowed":"1"}`},
 	} {

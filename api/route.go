@@ -64,6 +64,7 @@ func (a *api) routes() []route {
 		a.voiceRoutes(),
 		a.serviceRoutes(),
 		a.adminRoutes(),
+		a.purgeRoutes(),
 		a.roomRoutes(),
 		a.membershipRoutes(),
 		a.sendRoutes(),

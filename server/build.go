@@ -108,6 +108,7 @@ func build(ctx context.Context, cfg *Config, log *slog.Logger) (h *house, err er
 	h.closers = append(h.closers, h.media.Close)
 	h.rooms = room.New(room.Options{Config: cfg.Rooms, ServerName: server, DB: h.db, Key: key, Keys: h.client, Remote: h.client,
 		Profile: h.profile, UserExists: h.users.Exists, InviteAllowed: h.inviteAllowed, Log: log,
+		DeleteBlobs:       func(ctx context.Context) error { return h.media.DeleteDoomed(ctx) },
 		AudioUnsigned:     func(ctx context.Context, e *storage.Event) ([]byte, error) { return h.voice.Unsigned(ctx, e) },
 		SearchTranscripts: cfg.Voice.Transcripts.Endpoint != ""})
 	h.closers = append(h.closers, h.rooms.Close)
@@ -159,6 +160,7 @@ func (h *house) background() []worker {
 		{"keys", h.keys.Run},
 		{"push", h.push.Run},
 		{"media", h.media.Run},
+		{"purge", h.rooms.RunPurges},
 		{"voice", h.voice.Run},
 		{"index", h.rooms.RunIndex},
 		{"sync", h.sync.Run},

@@ -2,7 +2,7 @@
 //
 // The package main builds every room of the house once, in floor order, and is known by nobody: config.go composes the
 // rooms' configurations, build.go the rooms, serve.go listens, dev.go makes a development world, check.go looks whether
-// this server is set up well, bench.go measures any Matrix server.
+// this server is set up well, bench.go measures any Matrix server, purge.go deletes and keeps from being deleted.
 package main
 
 import (
@@ -24,6 +24,9 @@ usage: parley [-config FILE]           start the server
        parley dev [options]            start a world of federating servers for development
        parley bench -url URL …         measure any Matrix server
        parley rotate-key [-config FILE]  give the server a new signing key
+       parley purge [options] ROOM     delete a room's history, or the whole room
+       parley hold [options] ROOM|USER  keep what is there from being deleted
+       parley vacuum [-config FILE]    give free space of the database back
        parley version                  print the version
 
 Without -config the file parley.yaml in the current directory is read if there is one. Every option can also be
@@ -55,6 +58,12 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 			return commandBench(ctx, args[1:], stdout)
 		case "rotate-key":
 			return commandRotateKey(args[1:], stdout)
+		case "purge":
+			return commandPurge(ctx, args[1:], stdout)
+		case "hold":
+			return commandHold(ctx, args[1:], stdout)
+		case "vacuum":
+			return commandVacuum(ctx, args[1:], stdout)
 		case "version":
 			fmt.Fprintln(stdout, "Parley", version())
 			return nil

@@ -42,6 +42,8 @@ type RoomAppend struct {
 	Arrived           []matrix.EventID
 	// Partial is what becomes of a room that was joined with the members left out.
 	Partial PartialChange
+	// Purge is what one step of a purge does; nil mostly.
+	Purge *PurgeStep
 
 	// Err is what came of it: nil, ErrMoved, or a database's error. Nothing is written unless it is nil.
 	Err error
@@ -95,7 +97,7 @@ func (tx *Tx) AppendRooms(appends []*RoomAppend) error {
 		}
 	}
 	for _, write := range []func([]*RoomAppend) error{tx.insertEvents, tx.updateEvents, tx.writePartial, tx.writeStates, tx.writeMembers, tx.writeRelations, tx.writeGaps,
-		tx.writeVoiceMessages, tx.forgetTranscripts, tx.forgetPlayed, tx.queueForIndex} {
+		tx.writeVoiceMessages, tx.forgetTranscripts, tx.forgetPlayed, tx.queueForIndex, tx.writeEventMedia, tx.writePurges} {
 		if err := write(kept); err != nil {
 			return err
 		}
@@ -152,6 +154,14 @@ func (a *RoomAppend) place(next int64) int64 {
 func (tx *Tx) writeRoom(a *RoomAppend) error {
 	a.Err = nil
 	r := &a.Room
+	if a.Purge != nil {
+		if held, err := tx.roomHeld(r.ID); err != nil {
+			return fmt.Errorf("look for a hold: %w", err)
+		} else if held {
+			a.Err = ErrMoved
+			return nil
+		}
+	}
 	tip, root := encodeTip(r.Tip), r.Root.Bytes()
 	var changed int64
 	var err error
@@ -214,6 +224,9 @@ func nullIfZero[T comparable](v T) any {
 func (tx *Tx) updateEvents(appends []*RoomAppend) error {
 	for _, a := range appends {
 		for _, e := range a.Updates {
+			if err := tx.keepHeld(a, e); err != nil {
+				return err
+			}
 			_, err := tx.exec("UPDATE events SET pos = ?, flags = ?, root = ?, redacted_by = ?, json = ? WHERE num = ?",
 				nullIfZero(e.Pos), e.Flags, e.rootColumn(), nullIfZero(string(e.RedactedBy)), e.JSON(), e.Num)
 			if err != nil {
@@ -228,7 +241,7 @@ func (tx *Tx) updateEvents(appends []*RoomAppend) error {
 func (tx *Tx) writeStates(appends []*RoomAppend) error {
 	for _, a := range appends {
 		if a.Nodes != nil {
-			if err := tx.writeNodes(a.Room.Num, a.Nodes); err != nil {
+			if err := tx.writeNodes(a.Room.Num, a.Room.Generation, a.Nodes); err != nil {
 				return err
 			}
 		}

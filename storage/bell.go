@@ -22,6 +22,8 @@ type Change struct {
 	// Foreign is set when another process wrote: nothing is known but that the position has moved, so a listener must
 	// look in the database.
 	Foreign bool
+	// Purged are rooms of which events have gone. What is kept in memory of their past must be read anew.
+	Purged []matrix.RoomID
 }
 
 // CommittedEvent is an event that entered a room's timeline, encoded once for everyone who waits for it.

@@ -65,6 +65,16 @@ func (c *cache[K, V]) replace(key K, value V, size int) {
 	c.add(key, cached[V]{value, size + 64})
 }
 
+// drop forgets what has been deleted from the database.
+func (c *cache[K, V]) drop(key K) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.epoch++
+	c.used -= c.young[key].size
+	delete(c.young, key)
+	delete(c.old, key)
+}
+
 func (c *cache[K, V]) add(key K, v cached[V]) {
 	c.used += v.size - c.young[key].size
 	c.young[key] = v

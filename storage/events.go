@@ -22,6 +22,8 @@ const (
 	SoftFailed
 	// Outlier: we know it, but not the state before it: it was sent to us as part of a state or an auth chain.
 	Outlier
+	// Purged: a row that is left of a purged event, because the state or the graph needs it. What is no state event has lost its content.
+	Purged
 )
 
 // NewPos, in place of a position, asks for one when the event is written.
@@ -48,8 +50,8 @@ type Event struct {
 }
 
 // Hidden reports whether the event must not be shown to clients as part of the room's history: it is rejected,
-// soft-failed or an outlier.
-func (e *Event) Hidden() bool { return e.Flags&(Rejected|SoftFailed|Outlier) != 0 }
+// soft-failed, an outlier or purged.
+func (e *Event) Hidden() bool { return e.Flags&(Rejected|SoftFailed|Outlier|Purged) != 0 }
 
 // txnKey is what the column txn holds. A transaction ID is good for one device and one endpoint.
 // Spec v1.19 client-server-api/#transaction-identifiers

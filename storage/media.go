@@ -172,20 +172,25 @@ func (db *DB) TouchMedia(ctx context.Context, server matrix.ServerName, mediaID 
 }
 
 // DeleteMedia removes a file's row and dooms its blob if that was the last one: ClaimDoomedBlobs has it then. It is
-// ErrNotFound if there is no such file.
+// ErrNotFound if there is no such file, ErrHeld if a legal hold keeps it.
 func (db *DB) DeleteMedia(ctx context.Context, server matrix.ServerName, mediaID string, now time.Time) error {
 	return db.Write(ctx, func(tx *Tx) error {
 		row, err := takeMedia(tx.DB, server, mediaID)
 		if err != nil {
 			return err
 		}
+		if held, err := heldMedia(tx.DB, row); err != nil {
+			return err
+		} else if held {
+			return ErrHeld
+		}
 		return tx.deleteMedia([]mediaRow{*row}, now)
 	})
 }
 
-// DeleteUploads removes up to limit files of a user and returns how many that were.
+// DeleteUploads removes up to limit files of a user, but those under a legal hold, and returns how many that were.
 func (db *DB) DeleteUploads(ctx context.Context, user matrix.UserID, limit int, now time.Time) (n int, err error) {
-	err = db.deleteMediaWhere(ctx, now, &n, limit, "uploader = ?", "media_id", string(user))
+	err = db.deleteMediaWhere(ctx, now, &n, limit, "uploader = ?"+notHeld, "media_id", string(user))
 	return n, err
 }
 
@@ -198,7 +203,7 @@ func (db *DB) DeleteExpiredMedia(ctx context.Context, now time.Time, limit int) 
 // DeleteRemoteMedia removes up to limit files of other servers that were last read before the given time, those first
 // that were read longest ago, and returns how many there were.
 func (db *DB) DeleteRemoteMedia(ctx context.Context, before, now time.Time, limit int) (n int, err error) {
-	err = db.deleteMediaWhere(ctx, now, &n, limit, "uploader = '' AND used_ms < ?", "used_ms", before.UnixMilli())
+	err = db.deleteMediaWhere(ctx, now, &n, limit, "uploader = '' AND used_ms < ?"+notHeld, "used_ms", before.UnixMilli())
 	return n, err
 }
 
@@ -207,7 +212,7 @@ func (db *DB) DeleteRemoteMedia(ctx context.Context, before, now time.Time, limi
 func (db *DB) ShrinkRemoteMedia(ctx context.Context, bytes int64, now time.Time, limit int) (n int, err error) {
 	err = db.Write(ctx, func(tx *Tx) error {
 		var rows []mediaRow
-		if err := tx.Where("uploader = ''").Order("used_ms").Limit(limit).Find(&rows).Error; err != nil {
+		if err := tx.Where("uploader = ''" + notHeld).Order("used_ms").Limit(limit).Find(&rows).Error; err != nil {
 			return err
 		}
 		for n = 0; n < len(rows) && bytes > 0; n++ {

@@ -27,6 +27,8 @@ const (
 	HasPendingRedactions
 	// WasPartial: it has, or had, the flag PartialState, so that there is more to know of it in partial_rooms.
 	WasPartial RoomFlags = 1 << 16
+	// BeingDeleted: the room is on its way out, and nobody may use it any more.
+	BeingDeleted RoomFlags = 1 << 17
 )
 
 // Room is a room as it is stored.
@@ -43,6 +45,10 @@ type Room struct {
 	Root  StateRoot // current state
 	Depth int64     // the highest in the tip
 	Flags RoomFlags
+	// Purged says what was purged of the history.
+	Purged PurgePoint
+	// Generation is raised by each purge. New state nodes carry it, so that the sweep tells them from what it has looked at.
+	Generation int64
 }
 
 // RoomByID reads a room; ErrNotFound if this server does not know it.
@@ -54,8 +60,9 @@ func (db *DB) readRoom(read *gorm.DB, where string, arg any) (Room, error) {
 	var r Room
 	var id, version string
 	var tip, root []byte
-	err := read.Raw("SELECT num, room_id, version, seq, pos, tip, root, depth, flags FROM rooms WHERE "+where, arg).Row().
-		Scan(&r.Num, &id, &version, &r.Seq, &r.Pos, &tip, &root, &r.Depth, &r.Flags)
+	p := &r.Purged
+	err := read.Raw("SELECT num, room_id, version, seq, pos, tip, root, depth, flags, purged_depth, purged_num, purged_from, purged_ts, purged_pos, purged_gap, generation FROM rooms WHERE "+where, arg).
+		Row().Scan(&r.Num, &id, &version, &r.Seq, &r.Pos, &tip, &root, &r.Depth, &r.Flags, &p.Before.Depth, &p.Before.Num, &p.FromMS, &p.BeforeMS, &p.Pos, &p.Gap, &r.Generation)
 	if errors.Is(err, sql.ErrNoRows) {
 		return r, ErrNotFound
 	}

@@ -26,7 +26,13 @@ func (db *DB) StageNodes(ctx context.Context, room int64, nodes *StateNodes) err
 		for _, i := range chunk {
 			part.order, part.bytes = append(part.order, nodes.order[i]), append(part.bytes, nodes.bytes[i])
 		}
-		if err := db.Write(ctx, func(tx *Tx) error { return tx.writeNodes(room, &part) }); err != nil {
+		if err := db.Write(ctx, func(tx *Tx) error {
+			var generation int64
+			if err := tx.Raw("SELECT generation FROM rooms WHERE num = ?", room).Row().Scan(&generation); err != nil {
+				return err
+			}
+			return tx.writeNodes(room, generation, &part)
+		}); err != nil {
 			return fmt.Errorf("stage nodes of room %d: %w", room, err)
 		}
 	}

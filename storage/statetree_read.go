@@ -346,11 +346,12 @@ func (db *DB) readNodes(ctx context.Context, room int64, hashes []any, found fun
 	return errors.Join(rows.Err(), rows.Close())
 }
 
-// writeNodes stores nodes that are not stored yet.
-func (tx *Tx) writeNodes(room int64, nodes *StateNodes) error {
-	in := tx.inserter("state_nodes", "room, hash, node", " ON CONFLICT DO NOTHING")
+// writeNodes stores nodes. Those that are stored already are marked as of this generation, so that no sweep under way takes them.
+func (tx *Tx) writeNodes(room, generation int64, nodes *StateNodes) error {
+	in := tx.inserter("state_nodes", "room, hash, node, generation",
+		" ON CONFLICT (room, hash) DO UPDATE SET generation = excluded.generation WHERE state_nodes.generation < excluded.generation")
 	for i, h := range nodes.order {
-		in.add(room, h[:], nodes.bytes[i])
+		in.add(room, h[:], nodes.bytes[i], generation)
 	}
 	return in.flush()
 }

@@ -41,19 +41,24 @@ func (r *Repository) Run(ctx context.Context) error {
 	}
 }
 
-// Delete removes a file, and its bytes if nothing else stands for them. It is M_NOT_FOUND if there is none.
+// Delete removes a file, and its bytes if nothing else stands for them. It is M_NOT_FOUND if there is none,
+// M_FORBIDDEN if a legal hold keeps it.
 func (r *Repository) Delete(ctx context.Context, uri URI) error {
 	err := r.DB.DeleteMedia(ctx, uri.Server, uri.MediaID, r.Now())
-	if err == storage.ErrNotFound {
+	switch err {
+	case nil:
+	case storage.ErrNotFound:
 		return matrix.NotFound("there is no such file")
+	case storage.ErrHeld:
+		return matrix.Forbidden("the file is under a legal hold")
 	}
 	if err != nil {
 		return err
 	}
-	return r.deleteDoomed(ctx)
+	return r.DeleteDoomed(ctx)
 }
 
-// DeleteUploads removes all that user has uploaded and returns how many files that were.
+// DeleteUploads removes all that user has uploaded, but for what a legal hold keeps, and returns how many files that were.
 func (r *Repository) DeleteUploads(ctx context.Context, user matrix.UserID) (int, error) {
 	all := 0
 	for {
@@ -63,7 +68,7 @@ func (r *Repository) DeleteUploads(ctx context.Context, user matrix.UserID) (int
 			return all, err
 		}
 		if n < sweepBatch {
-			return all, r.deleteDoomed(ctx)
+			return all, r.DeleteDoomed(ctx)
 		}
 	}
 }
@@ -85,7 +90,7 @@ func (r *Repository) sweep(ctx context.Context) error {
 	if err := r.shrinkCache(ctx, now); err != nil {
 		return err
 	}
-	return r.deleteDoomed(ctx)
+	return r.DeleteDoomed(ctx)
 }
 
 func (r *Repository) inBatches(delete func() (int, error)) error {
@@ -124,8 +129,8 @@ func (r *Repository) writeUses(ctx context.Context) error {
 	return nil
 }
 
-// deleteDoomed deletes blobs that nothing refers to.
-func (r *Repository) deleteDoomed(ctx context.Context) error {
+// DeleteDoomed deletes blobs that nothing refers to any more, which is done every few minutes anyway.
+func (r *Repository) DeleteDoomed(ctx context.Context) error {
 	for {
 		claimed, err := r.DB.ClaimDoomedBlobs(ctx, r.Now(), sweepBatch)
 		if err != nil || len(claimed.Hashes) == 0 {

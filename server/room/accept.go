@@ -265,7 +265,10 @@ func (s *Service) takeLate(ctx context.Context, origin matrix.ServerName, r *Roo
 	}
 	// What was pushed to us could become the only tip of the room, and its sender has no excuse for not telling us its
 	// prev_events: we do not take a state from it on trust.
-	return s.take(ctx, origin, r, e)
+	if err = s.take(ctx, origin, r, e); errors.Is(err, errGap) {
+		return s.takeAfterPurge(ctx, origin, r, e)
+	}
+	return err
 }
 
 // unknownPrevs lists the prev_events that are not in the graph here; nil if the event itself is.
@@ -296,6 +299,8 @@ type arrival struct {
 	history bool
 	// states are those after prev_events that are not here, told by another server.
 	states map[matrix.EventID][]storage.StateEntry
+	// generation is that of the room before states were asked for: if it has been purged since, they may hold what has gone.
+	generation int64
 }
 
 // takeWith fetches the auth events that are missing and appends a checked event.
@@ -331,7 +336,7 @@ func (u *update) accept(e *matrix.Event, how arrival) (added *storage.Event, ver
 		}
 		return old, nil, nil
 	}
-	before, told, err := u.stateBefore(e, how.states)
+	before, told, err := u.stateBefore(e, how)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -382,9 +387,9 @@ func (u *update) accept(e *matrix.Event, how arrival) (added *storage.Event, ver
 	return added, verdict, err
 }
 
-// stateBefore resolves the states after the event's prev_events. Those that are not here come from states and are returned, too; errGap if
+// stateBefore resolves the states after the event's prev_events. Those that are not here come from how.states and are returned, too; errGap if
 // they are not there either.
-func (u *update) stateBefore(e *matrix.Event, states map[matrix.EventID][]storage.StateEntry) (before storage.StateRoot, told []storage.StateRoot, err error) {
+func (u *update) stateBefore(e *matrix.Event, how arrival) (before storage.StateRoot, told []storage.StateRoot, err error) {
 	var roots []storage.StateRoot
 	for _, id := range e.PrevEvents() {
 		p, err := u.known(id)
@@ -394,7 +399,10 @@ func (u *update) stateBefore(e *matrix.Event, states map[matrix.EventID][]storag
 		var root storage.StateRoot
 		if p != nil && p.Flags&storage.Outlier == 0 {
 			root, err = u.after(p)
-		} else if entries, ok := states[id]; ok {
+		} else if entries, ok := how.states[id]; ok && how.generation == u.snap.row.Generation {
+			if err := u.rescueNums(entries); err != nil {
+				return storage.StateRoot{}, nil, err
+			}
 			root, err = u.s.o.DB.UpdateState(u.ctx, u.room.Num, storage.StateRoot{}, entries, &u.fresh.nodes)
 			told = append(told, root)
 		} else {

@@ -147,6 +147,9 @@ func (s *Service) runJobs(r *Room, jobs []*job) {
 // tryJobs leaves the error of each function in its job and returns that of the write.
 func (s *Service) tryJobs(ctx context.Context, r *Room, jobs []*job, moved int) error {
 	u := newUpdate(ctx, s, r, moved)
+	if u.snap.row.Flags&storage.BeingDeleted != 0 {
+		return errBeingDeleted
+	}
 	for _, j := range jobs {
 		if j.err = j.ctx.Err(); j.err != nil {
 			continue

@@ -57,7 +57,11 @@ func (s *Service) fillHistory(ctx context.Context, r *Room, lowest, highest int6
 			s.o.Log.Debug("ask for history", "room", r.ID, "server", server, "err", err)
 			continue
 		}
-		events := s.verifyEvents(asking, s.onlyNew(asking, parseEvents(raw, r.Version, r.ID, maxBackfill), false))
+		events, err := s.notOver(asking, r, parseEvents(raw, r.Version, r.ID, maxBackfill))
+		if err != nil {
+			return false, err
+		}
+		events = s.verifyEvents(asking, s.onlyNew(asking, events, false))
 		if err := s.pull(asking, server, r, events, true); err != nil && ctx.Err() != nil {
 			return false, err
 		}
@@ -67,6 +71,24 @@ func (s *Service) fillHistory(ctx context.Context, r *Room, lowest, highest int6
 		s.foreign.noHistory.put(r.ID, struct{}{}, s.o.Now().Add(historyRetry))
 	}
 	return len(still) < len(missing), err
+}
+
+// notOver leaves out events of a part of the room's history that was purged here or has expired. That they are missing is forgotten: they
+// are not asked for again.
+func (s *Service) notOver(ctx context.Context, r *Room, events []*matrix.Event) ([]*matrix.Event, error) {
+	past, err := s.Past(ctx, r)
+	if err != nil || past.IsZero() {
+		return events, err
+	}
+	var over []matrix.EventID
+	kept := slices.DeleteFunc(events, func(e *matrix.Event) bool {
+		if past.isOver(e) {
+			over = append(over, e.ID())
+			return true
+		}
+		return false
+	})
+	return kept, s.o.DB.ForgetMissing(ctx, r.Num, over)
 }
 
 // notInGraph lists those of the missing events that are missing still.
@@ -134,7 +156,10 @@ func (s *Service) fetchHistoric(ctx context.Context, server matrix.ServerName, r
 		if err != nil {
 			return nil
 		}
-		events := s.verifyEvents(ctx, parseEvents([]json.RawMessage{raw}, r.Version, r.ID, 1))
+		events, err := s.notOver(ctx, r, s.verifyEvents(ctx, parseEvents([]json.RawMessage{raw}, r.Version, r.ID, 1)))
+		if err != nil || len(events) == 0 {
+			return nil
+		}
 		if err := s.pull(ctx, server, r, events, true); err != nil {
 			return nil
 		}

@@ -11,6 +11,7 @@ import (
 
 	"parley.im/parley/server/matrix"
 	"parley.im/parley/storage"
+	"parley.im/parley/storage/storagetest"
 )
 
 // story is a room on three servers whose users do as they like while the servers hear of each other late, in disorder, or not at all.
@@ -21,6 +22,8 @@ type story struct {
 	room    matrix.RoomID
 	version string
 	servers []*at
+	// open makes a server's database; nil: SQLite.
+	open func() *storage.DB
 	// waiting is what each server has still to be told, with who made it.
 	waiting map[matrix.ServerName][]*storage.Event
 	// partial has server three join without being told the members.
@@ -87,7 +90,10 @@ func TestAPartialServerConvergesWithThoseThatKnewAllAlong(t *testing.T) {
 }
 
 func (s *story) begin() {
-	s.w = newWorld(s.t, "one", "two", "three")
+	if s.open == nil {
+		s.open = func() *storage.DB { return storagetest.New(s.t) }
+	}
+	s.w = newWorldOn(s.t, s.open, "one", "two", "three")
 	for _, name := range []matrix.ServerName{"one", "two", "three"} {
 		s.servers = append(s.servers, s.w.at(name))
 	}

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"parley.im/parley/server/matrix"
 	"parley.im/parley/storage"
@@ -30,6 +31,10 @@ func (s *Service) joined(ctx context.Context, server matrix.ServerName, join *ma
 		return errors.New("it has left out members that were asked for")
 	}
 	version, room := join.Version(), join.RoomID()
+	generation := int64(0)
+	if r, err := s.Room(ctx, room); err == nil {
+		generation = r.Snapshot().row.Generation
+	}
 	state = s.verifyEvents(ctx, state)
 	create, err := createOf(state, version)
 	if err != nil {
@@ -66,7 +71,7 @@ func (s *Service) joined(ctx context.Context, server matrix.ServerName, join *ma
 		return err
 	}
 	if !answer.MembersOmitted {
-		return s.startFrom(ctx, join, entries, nil)
+		return s.startFrom(ctx, join, entries, nil, generation)
 	}
 	// The members by which the join goes are of the state before it, even where members are left out.
 	for _, e := range entries {
@@ -75,7 +80,7 @@ func (s *Service) joined(ctx context.Context, server matrix.ServerName, join *ma
 		}
 	}
 	entries = slices.AppendSeq(entries, maps.Values(claimed))
-	if err := s.startFrom(ctx, join, entries, s.partialServers(server, answer.ServersInRoom)); err != nil {
+	if err := s.startFrom(ctx, join, entries, s.partialServers(server, answer.ServersInRoom), generation); err != nil {
 		return err
 	}
 	s.foreign.partial.kick(s, room)
@@ -114,13 +119,13 @@ func stateEventOf(e *storage.Event) stateEvent {
 
 // startFrom makes the join the room's tip, with the stored events of state before it. What we had of the room before is
 // history. If members are left out of the state, servers are those that are in the room; else it is nil.
-func (s *Service) startFrom(ctx context.Context, join *matrix.Event, state []stateEvent, servers []matrix.ServerName) error {
+func (s *Service) startFrom(ctx context.Context, join *matrix.Event, state []stateEvent, servers []matrix.ServerName, generation int64) error {
 	r, err := s.pin(ctx, join.RoomID())
 	if err != nil {
 		return err
 	}
 	defer r.pins.Add(-1)
-	in, err := s.stageEntrance(ctx, r, state)
+	in, err := s.stageEntrance(ctx, r, state, generation)
 	if errors.Is(err, storage.ErrMoved) {
 		return errJoinedMeanwhile
 	}
@@ -135,6 +140,8 @@ func (s *Service) startFrom(ctx context.Context, join *matrix.Event, state []sta
 // as it says.
 type entrance struct {
 	room            int64
+	generation      int64 // of the room before the state was looked at
+	entries         []storage.StateEntry
 	root            storage.StateRoot
 	servers         map[matrix.ServerName]int // how many are joined
 	joined, invited int
@@ -143,8 +150,8 @@ type entrance struct {
 }
 
 // stageEntrance makes ready what can be written before the room is entered. The error is storage.ErrMoved if it has been entered meanwhile.
-func (s *Service) stageEntrance(ctx context.Context, r *Room, state []stateEvent) (*entrance, error) {
-	in := &entrance{room: r.Num, servers: map[matrix.ServerName]int{}, local: map[matrix.UserID]storage.MemberRow{}}
+func (s *Service) stageEntrance(ctx context.Context, r *Room, state []stateEvent, generation int64) (*entrance, error) {
+	in := &entrance{room: r.Num, generation: generation, servers: map[matrix.ServerName]int{}, local: map[matrix.UserID]storage.MemberRow{}}
 	entries := make([]storage.StateEntry, len(state))
 	members := map[matrix.UserID]storage.MemberRow{}
 	for i := range state {
@@ -154,6 +161,7 @@ func (s *Service) stageEntrance(ctx context.Context, r *Room, state []stateEvent
 			members[user] = storage.MemberRow{User: user, Membership: state[i].membership, Num: state[i].Num}
 		}
 	}
+	in.entries = entries
 	var nodes storage.StateNodes
 	var err error
 	if in.root, err = s.o.DB.UpdateState(ctx, r.Num, storage.StateRoot{}, entries, &nodes); err != nil {
@@ -208,6 +216,12 @@ func (in *entrance) count(m storage.MemberRow) {
 func (u *update) enter(join *matrix.Event, in *entrance) error {
 	if u.snap.Joined() || u.room.Num != in.room {
 		return errJoinedMeanwhile
+	}
+	if u.snap.row.Generation != in.generation {
+		return matrix.LimitExceeded(time.Second) // a purge is under way that may have taken what we have found here
+	}
+	if err := u.rescueNums(in.entries); err != nil {
+		return err
 	}
 	if err := u.changeLocal(join, in); err != nil {
 		return err

@@ -73,6 +73,8 @@ type Snapshot struct {
 	PartialState bool
 	// WholePos is the stream position at which that was done; 0 if it never was.
 	WholePos int64
+	// retention is what the room's m.room.retention says.
+	retention retention
 
 	row     storage.Room
 	stored  bool         // the row is in the database
@@ -106,6 +108,10 @@ func (s *Service) pin(ctx context.Context, id matrix.RoomID) (*Room, error) {
 			r.pins.Add(-1)
 			return nil, err
 		}
+		if r.Snapshot().row.Flags&storage.BeingDeleted != 0 {
+			r.pins.Add(-1)
+			return nil, errBeingDeleted
+		}
 		return r, nil
 	}
 	for {
@@ -117,6 +123,9 @@ func (s *Service) pin(ctx context.Context, id matrix.RoomID) (*Room, error) {
 		}
 		if err != nil {
 			return nil, err
+		}
+		if row.Flags&storage.BeingDeleted != 0 {
+			return nil, errBeingDeleted
 		}
 		snap, err := s.load(ctx, row)
 		if err != nil {
@@ -149,6 +158,10 @@ func (s *Service) follow(ctx context.Context, r *Room) error {
 		return nil
 	}
 	row, err := s.o.DB.RoomByID(ctx, r.ID)
+	if errors.Is(err, storage.ErrNotFound) && r.Snapshot().stored { // deleted by another process
+		s.dropErased(r.ID)
+		return errNoRoom
+	}
 	if errors.Is(err, storage.ErrNotFound) {
 		return nil // it is just being made
 	}
@@ -170,6 +183,8 @@ func (s *Service) follow(ctx context.Context, r *Room) error {
 }
 
 var errNoRoom = matrix.NotFound("this server does not know that room")
+
+var errBeingDeleted = matrix.NotFound("this room is being deleted from this server")
 
 // awaitStored refuses a room that is being made. Its row can be read, and what else was written with it, a moment before the
 // snapshot is replaced: who has read it waits for that, a second at most.
@@ -333,6 +348,11 @@ func (s *Service) decode(ctx context.Context, snap *Snapshot, fresh *staged) err
 	if err != nil {
 		return err
 	}
+	lifetime, err := get(typeRetention)
+	if err != nil {
+		return err
+	}
+	snap.retention = parseRetention(lifetime)
 	snap.ACL = nil
 	if acl != nil {
 		snap.ACL = parseACL(acl.Content())

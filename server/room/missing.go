@@ -126,6 +126,15 @@ func (s *Service) notBehind(ctx context.Context, r *Room, events []*matrix.Event
 		return nil, err
 	}
 	maps.Copy(behind, missing)
+	past, err := s.Past(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range events {
+		if past.isOver(e) {
+			behind[e.ID()] = true
+		}
+	}
 	for _, e := range slices.Backward(byPrev(events)) { // those that follow come first
 		if behind[e.ID()] {
 			for _, id := range e.PrevEvents() {
@@ -149,7 +158,7 @@ func (s *Service) pull(ctx context.Context, server matrix.ServerName, r *Room, e
 		if err != nil {
 			return err
 		}
-		how := arrival{history: history, states: map[matrix.EventID][]storage.StateEntry{}}
+		how := arrival{history: history, generation: r.Snapshot().row.Generation, states: map[matrix.EventID][]storage.StateEntry{}}
 		for _, id := range missing {
 			if states++; states > maxGapStates {
 				break
@@ -180,11 +189,16 @@ func (s *Service) stateAfter(ctx context.Context, server matrix.ServerName, r *R
 	if err != nil {
 		return nil, err
 	}
+	return entriesOf(r, state), nil
+}
+
+// entriesOf makes entries of stored events.
+func entriesOf(r *Room, state []*storage.Event) []storage.StateEntry {
 	entries := make([]storage.StateEntry, 0, len(state))
 	for _, e := range state {
 		entries = append(entries, storage.StateEntry{Type: e.Type(), Key: stateKey(e.Event), Num: e.Num})
 	}
-	return entries, nil
+	return entries
 }
 
 // toldState is the state before an event as server tells it, and the event itself last if it is of the state after it; missing counts the events

@@ -83,7 +83,7 @@ func (u *update) appendOwn(in entry) (*storage.Event, error) {
 	}
 	if signed != in.event || len(u.asked) > 0 { // it may not follow on the tip any more
 		in.event = signed
-		if in.before, in.told, err = u.stateBefore(signed, nil); err != nil {
+		if in.before, in.told, err = u.stateBefore(signed, arrival{}); err != nil {
 			return nil, err
 		}
 	}

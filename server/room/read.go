@@ -335,6 +335,9 @@ func (s *Service) TimestampToEvent(ctx context.Context, room matrix.RoomID, user
 		return TimestampToEventResponse{}, err
 	}
 	from := ts
+	if floor := a.viewer.past.floor(); !backwards { // what is older has mostly gone
+		from = max(ts, floor)
+	}
 	if backwards && a.until < a.snap.Pos { // who has left sees nothing of what came after
 		last, err := s.o.DB.EventsInStream(ctx, a.room.Num, 0, a.until, 1)
 		if err != nil {

@@ -185,11 +185,11 @@ func (s *Service) edits(ctx context.Context, e *storage.Event, relations []stora
 	if len(nums) == 0 {
 		return nil, nil
 	}
-	edits, err := s.o.DB.Events(ctx, nums)
+	edits, err := s.readable(ctx, nums)
 	if err != nil {
 		return nil, err
 	}
-	edits = slices.DeleteFunc(slices.Clone(edits), func(c *storage.Event) bool {
+	edits = slices.DeleteFunc(edits, func(c *storage.Event) bool {
 		return c.Hidden() || c.RedactedBy != "" || c.IsState() || !validEdit(c.Event)
 	})
 	slices.SortFunc(edits, func(a, b *storage.Event) int {
@@ -229,10 +229,11 @@ func (s *Service) thread(ctx context.Context, e *storage.Event, relations []stor
 	if newest == nil {
 		return nil, nil
 	}
-	latest, err := s.o.DB.Event(ctx, newest.Num)
-	if err != nil {
+	last, err := s.readable(ctx, []int64{newest.Num})
+	if err != nil || len(last) == 0 {
 		return nil, err
 	}
+	latest := last[0]
 	below, err := s.relationsOf(ctx, e.RoomNum, []*storage.Event{latest})
 	if err != nil {
 		return nil, err
@@ -252,7 +253,7 @@ func (s *Service) references(ctx context.Context, relations []storage.Relation) 
 			nums = append(nums, rel.Num)
 		}
 	}
-	events, err := s.o.DB.Events(ctx, nums)
+	events, err := s.readable(ctx, nums)
 	if err != nil {
 		return nil, err
 	}
@@ -263,6 +264,20 @@ func (s *Service) references(ctx context.Context, relations []storage.Relation) 
 		}
 	}
 	return chunk, nil
+}
+
+// readable loads events of one room that have not been purged and have not expired.
+func (s *Service) readable(ctx context.Context, nums []int64) ([]*storage.Event, error) {
+	events, err := s.o.DB.EventsHere(ctx, nums)
+	if err != nil || len(events) == 0 {
+		return nil, err
+	}
+	r, err := s.Room(ctx, events[0].RoomID())
+	if err != nil {
+		return nil, err
+	}
+	past, err := s.Past(ctx, r)
+	return slices.DeleteFunc(slices.Clone(events), func(e *storage.Event) bool { return past.Hides(e.Event, e.Num, e.Pos) }), err
 }
 
 // checkAnnotation refuses a reaction that its sender has made already.
@@ -287,6 +302,9 @@ func (u *update) checkAnnotation(r *SendRequest) error {
 			continue
 		}
 		e, err := u.s.event(u.ctx, rel.Num, u.fresh)
+		if errors.Is(err, storage.ErrNotFound) {
+			continue
+		}
 		if err != nil {
 			return err
 		}
@@ -367,7 +385,7 @@ func (s *Service) Relations(ctx context.Context, room matrix.RoomID, r Reader, q
 		nums = append(nums, rel.Num)
 	}
 	page.PrevBatch = q.From
-	events, err := s.o.DB.Events(ctx, nums)
+	events, err := s.readable(ctx, nums)
 	if err != nil {
 		return RelationsPage{}, err
 	}
@@ -407,7 +425,7 @@ func (s *Service) allRelations(ctx context.Context, parent *storage.Event, recur
 				nums = append(nums, rel.Num)
 			}
 		}
-		events, err := s.o.DB.Events(ctx, nums)
+		events, err := s.o.DB.EventsHere(ctx, nums)
 		if err != nil {
 			return nil, err
 		}

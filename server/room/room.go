@@ -48,11 +48,14 @@ type Config struct {
 	// FindColleagues lets the user directory find everyone who has an account here. Turn it off where strangers can make accounts:
 	// only people with a room in common, or in a public room, are found then.
 	FindColleagues bool `mapstructure:"find_colleagues" yaml:"find_colleagues"`
+	// Retention is how long messages live.
+	Retention RetentionConfig `mapstructure:"retention" yaml:"retention"`
 }
 
 // DefaultConfig is what holds where the file says nothing.
 func DefaultConfig() Config {
-	return Config{DefaultVersion: "11", LoadedRooms: 2000, Window: 64, MaxInvites: 100, Search: true, PartialJoins: true, FindColleagues: true}
+	return Config{DefaultVersion: "11", LoadedRooms: 2000, Window: 64, MaxInvites: 100, Search: true, PartialJoins: true, FindColleagues: true,
+		Retention: RetentionConfig{Enabled: true, Interval: time.Hour}}
 }
 
 // Options are what New needs.
@@ -76,8 +79,10 @@ type Options struct {
 	AudioUnsigned func(ctx context.Context, e *storage.Event) ([]byte, error)
 	// SearchTranscripts has searches look into transcripts of voice messages too.
 	SearchTranscripts bool
-	Log               *slog.Logger     // nil: slog.Default()
-	Now               func() time.Time // nil: time.Now
+	// DeleteBlobs gives back the space of files that nothing refers to any more; nil: that is done elsewhere in time.
+	DeleteBlobs func(ctx context.Context) error
+	Log         *slog.Logger     // nil: slog.Default()
+	Now         func() time.Time // nil: time.Now
 }
 
 // Profile is what a member event says of its user. Empty fields are left out.
@@ -107,6 +112,10 @@ type Service struct {
 	foreign foreign // see foreign.go
 	index   indexer // see index.go
 
+	purges     chan struct{} // has something if a purge was asked for
+	purgeBatch int           // how many events one step of a purge takes
+	atBoundary func() error  // for tests: called between two steps of a purge; may be nil
+
 	stopListening func()
 	elsewhere     atomic.Int64 // the stream position at which it was last noticed that another process has written
 }
@@ -132,7 +141,10 @@ func New(o Options) *Service {
 	if o.Config.MaxInvites <= 0 {
 		o.Config.MaxInvites = d.MaxInvites
 	}
-	s := &Service{o: o, rooms: map[matrix.RoomID]*Room{}}
+	if o.Config.Retention.Interval <= 0 {
+		o.Config.Retention.Interval = d.Retention.Interval
+	}
+	s := &Service{o: o, rooms: map[matrix.RoomID]*Room{}, purges: make(chan struct{}, 1), purgeBatch: defaultPurgeBatch}
 	s.users.rooms = map[matrix.UserID][]storage.Membership{}
 	s.index.wake = make(chan struct{}, 1)
 	stopHearing, stopIndexing := o.DB.Listen(s.hear), o.DB.Listen(s.index.hear)

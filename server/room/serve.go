@@ -57,6 +57,11 @@ func (s *Service) EventForServer(ctx context.Context, server matrix.ServerName, 
 	if err := s.CheckServer(ctx, e.RoomID(), server); err != nil {
 		return nil, err
 	}
+	if gone, err := s.hides(ctx, e); err != nil {
+		return nil, err
+	} else if gone && !e.IsState() {
+		return nil, matrix.NotFound("there is no such event here")
+	}
 	visible, err := s.VisibleToServer(ctx, server, []*storage.Event{e})
 	if err != nil || visible[0] {
 		return e, err
@@ -145,7 +150,11 @@ func (s *Service) stateForServer(ctx context.Context, server matrix.ServerName, 
 	if err != nil {
 		return nil, nil, err
 	}
-	if e.RoomID() != room || e.Flags&storage.Outlier != 0 {
+	gone, err := s.hides(ctx, e)
+	if err != nil {
+		return nil, nil, err
+	}
+	if e.RoomID() != room || e.Flags&storage.Outlier != 0 || gone {
 		return nil, nil, matrix.NotFound("the state before that event is not known here")
 	}
 	if e, err = s.withWholeState(ctx, e); err != nil {

@@ -61,9 +61,17 @@ func (s *Service) ServeMissingEvents(ctx context.Context, origin matrix.ServerNa
 
 // ofRoom loads events of one room that are in its graph.
 func (s *Service) ofRoom(ctx context.Context, room matrix.RoomID, ids []matrix.EventID) ([]*storage.Event, error) {
+	r, err := s.Room(ctx, room)
+	if err != nil {
+		return nil, err
+	}
+	past, err := s.Past(ctx, r)
+	if err != nil {
+		return nil, err
+	}
 	events, err := s.EventsByID(ctx, ids[:min(len(ids), maxBackfill)])
 	return slices.DeleteFunc(events, func(e *storage.Event) bool {
-		return e.RoomID() != room || e.Flags&storage.Outlier != 0
+		return e.RoomID() != room || e.Flags&storage.Outlier != 0 || past.Hides(e.Event, e.Num, e.Pos)
 	}), err
 }
 
@@ -131,11 +139,18 @@ func (s *Service) ServeTimestampToEvent(ctx context.Context, origin matrix.Serve
 	if err != nil {
 		return TimestampToEventResponse{}, err
 	}
+	past, err := s.Past(ctx, r)
+	if err != nil {
+		return TimestampToEventResponse{}, err
+	}
+	if !backwards { // what is older has mostly gone
+		ts = max(ts, past.floor())
+	}
 	near, err := s.o.DB.EventsNear(ctx, r.Num, ts, backwards, 1)
 	if err != nil {
 		return TimestampToEventResponse{}, err
 	}
-	if len(near) == 0 {
+	if len(near) == 0 || past.Hides(near[0].Event, near[0].Num, near[0].Pos) {
 		return TimestampToEventResponse{}, matrix.NotFound("there is no event in that direction")
 	}
 	return TimestampToEventResponse{EventID: near[0].ID(), OriginServerTS: near[0].OriginServerTS()}, nil

@@ -113,6 +113,9 @@ func (u *update) append(in entry) (*storage.Event, error) {
 	if u.snap.partial != nil && !in.history && in.flags&storage.Outlier == 0 {
 		u.add.Partial.Events = append(u.add.Partial.Events, storage.PartialEvent{Num: e.Num, Told: in.told})
 	}
+	if err := u.rescue(slices.Clone(e.AuthEvents())); err != nil {
+		return nil, err
+	}
 	if live {
 		straight := e.Before == u.snap.Root
 		if err := u.advance(e); err != nil {
@@ -430,6 +433,9 @@ func (u *update) commit() error {
 // change is what the bell tells.
 func (u *update) change(clients [][]byte) storage.Change {
 	var c storage.Change
+	if u.add.Purge != nil {
+		c.Purged = []matrix.RoomID{u.room.ID}
+	}
 	for i, e := range u.lives {
 		c.Events = append(c.Events, storage.CommittedEvent{Pos: e.Pos, Num: e.Num, Room: u.room.ID, Event: e.Event,
 			Client: clients[i], TxnID: e.TxnID, Device: e.Device, Straight: u.straight[i], Handed: e.ID() == u.handed})
@@ -475,6 +481,10 @@ func (u *update) apply() {
 		w = window{}
 	}
 	w = w.add(u.lives, roots, u.s.o.Config.Window)
+	if u.add.Purge != nil {
+		w = window{from: snap.Pos, rootsFrom: snap.Pos, rootAtStart: snap.Root}
+		u.s.related.clear()
+	}
 	for _, e := range u.add.Updates {
 		w = w.replace(e)
 	}

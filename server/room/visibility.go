@@ -35,11 +35,20 @@ type viewer struct {
 	// visibility remembers what the state of the last event said: mostly the next one has the same.
 	lastRoot       storage.StateRoot
 	lastVisibility string
+	// past is what nobody may read any more.
+	past Past
 }
 
 // viewer finds out what does not depend on the event.
 func (s *Service) viewer(ctx context.Context, user matrix.UserID, room int64, roomID matrix.RoomID) (*viewer, error) {
 	v := &viewer{s: s, user: user, room: room}
+	r, err := s.Room(ctx, roomID)
+	if err != nil {
+		return nil, err
+	}
+	if v.past, err = s.Past(ctx, r); err != nil {
+		return nil, err
+	}
 	m, err := s.Membership(ctx, roomID, user)
 	if err != nil {
 		return nil, err
@@ -99,7 +108,7 @@ func (s *Service) lastStay(ctx context.Context, room matrix.RoomID, user matrix.
 
 // sees reports whether the viewer may see the event. Spec v1.19 client-server-api/#server-behaviour-6
 func (v *viewer) sees(ctx context.Context, e *storage.Event) (bool, error) {
-	if e.Hidden() {
+	if e.Hidden() || v.past.Hides(e.Event, e.Num, e.Pos) {
 		return false, nil
 	}
 	visibility, err := v.visibilityAt(ctx, e)

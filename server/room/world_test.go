@@ -44,11 +44,15 @@ func wholeJoins() Config {
 var errNoAnswer = errors.New("no answer")
 
 func newWorld(t *testing.T, names ...matrix.ServerName) *world {
+	return newWorldOn(t, func() *storage.DB { return storagetest.New(t) }, names...)
+}
+
+func newWorldOn(t *testing.T, open func() *storage.DB, names ...matrix.ServerName) *world {
 	w := &world{t: t, servers: map[matrix.ServerName]*Service{}, keys: map[matrix.ServerName]*matrix.SigningKey{},
 		now: time.UnixMilli(1_700_000_000_000), fault: map[string]func() error{}, tweak: map[string]func(any) error{}, lie: map[string]func(any){}, made: map[matrix.EventID]json.RawMessage{}}
 	for i, name := range names {
 		w.addKey(name, byte(i+1))
-		s := New(Options{Config: wholeJoins(), ServerName: name, DB: storagetest.New(t), Key: w.keys[name], Keys: w, Remote: &wire{w, name},
+		s := New(Options{Config: wholeJoins(), ServerName: name, DB: open(), Key: w.keys[name], Keys: w, Remote: &wire{w, name},
 			Log: slog.New(slog.DiscardHandler), Now: w.tick})
 		w.servers[name] = s
 		t.Cleanup(func() { s.foreign.partial.close(); s.foreign.inbound.close() })

@@ -73,6 +73,8 @@ type item struct {
 	askWords    bool
 	stateNew    bool // there may be state events that the client has not seen
 	timelineNew bool
+	// past is what nobody may read any more.
+	past room.Past
 	// upTo is the position up to which the room is shown: the answer's, or where the user left.
 	upTo int64
 }

@@ -290,6 +290,9 @@ func (s *Service) apply(q queued) {
 		for _, w := range c.Wakes {
 			s.applyWake(n, w, deviceUsers)
 		}
+		for _, id := range c.Purged {
+			s.applyPurge(id, q.commit.Position)
+		}
 	}
 	for _, r := range q.receipts {
 		s.applyReceipt(n, r)
@@ -346,6 +349,19 @@ func (s *Service) forgetAll(n *news) {
 		s.drop(u)
 	}
 	clear(s.peers)
+}
+
+// applyPurge forgets what is kept of a room's past: it is read anew, as far as it is still there. s.mu is held.
+func (s *Service) applyPurge(id matrix.RoomID, pos int64) {
+	rc := s.rooms[id]
+	if rc == nil {
+		return
+	}
+	rc.window, rc.bytes, rc.horizon = nil, 0, max(rc.horizon, pos)
+	rc.heroes.Store(nil)
+	for _, ur := range rc.users {
+		ur.unread = nil
+	}
 }
 
 func (s *Service) applyEvent(n *news, e *storage.CommittedEvent) {

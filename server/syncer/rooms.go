@@ -113,16 +113,33 @@ type timeline struct {
 
 // timeline finds the events to show.
 func (a *answer) timeline(ctx context.Context, it *item) (timeline, error) {
-	f := &a.f.Room.Timeline
 	t := timeline{start: it.upTo}
 	if !it.timelineNew && !it.whole {
 		t.plain = true
 		return t, nil
 	}
+	r, err := a.roomOf(ctx, it)
+	if err != nil || r == nil {
+		return t, err
+	}
+	if it.past, err = a.s.o.Rooms.Past(ctx, r); err != nil {
+		return t, err
+	}
 	from := a.from.Pos
 	if it.whole && !it.joinedThroughout {
 		from = 0
 	}
+	t, err = a.findTimeline(ctx, it, from)
+	if it.past.GapAfter(from) { // something has gone that the client may not have seen
+		t.limited, t.plain = true, false
+	}
+	return t, err
+}
+
+// findTimeline finds the events to show of those after from.
+func (a *answer) findTimeline(ctx context.Context, it *item, from int64) (timeline, error) {
+	f := &a.f.Room.Timeline
+	t := timeline{start: it.upTo}
 	limit := min(f.limit(), a.s.o.Config.MaxTimeline)
 	if !f.wantsRoom(it.id) || limit == 0 || f.Types != nil && len(f.Types) == 0 {
 		t.limited = it.timelineNew && limit == 0 && f.wantsRoom(it.id)
@@ -165,10 +182,10 @@ func (a *answer) windowTimeline(ctx context.Context, it *item, from int64, limit
 	}
 	f := &a.f.Room.Timeline
 	picked := events
-	if !f.all() || len(a.ignored) > 0 {
+	if !f.all() || len(a.ignored) > 0 || !it.past.IsZero() {
 		picked = make([]*entry, 0, len(events))
 		for _, e := range events {
-			if a.wants(f, e) {
+			if a.wants(f, e) && !it.past.Hides(e.ev, e.num, e.pos) {
 				picked = append(picked, e)
 			}
 		}
@@ -229,7 +246,7 @@ func (a *answer) storedTimeline(ctx context.Context, it *item, from int64, limit
 		}
 		wanted := make([]*storage.Event, 0, len(events)+len(picked))
 		for _, e := range events {
-			if a.ignored[e.Sender()] && !e.IsState() {
+			if a.ignored[e.Sender()] && !e.IsState() || it.past.Hides(e.Event, e.Num, e.Pos) {
 				continue
 			}
 			if f.all() || f.wants(e.Type(), e.Sender(), func() bool { return contentHasURL(e.Event) }) {

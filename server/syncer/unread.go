@@ -157,6 +157,9 @@ func (a *answer) count(ctx context.Context, it *item, r *room.Room, u *unread) e
 		return err
 	}
 	for _, e := range page.Events {
+		if it.past.Hides(e.Event, e.Num, e.Pos) {
+			continue
+		}
 		if err := a.countEntry(ctx, r, u, &entry{pos: e.Pos, num: e.Num, ev: e.Event}); err != nil {
 			return err
 		}
