@@ -21,20 +21,45 @@ func (c *Client) SendJoin(ctx context.Context, server matrix.ServerName, id matr
 	if omitMembers {
 		path += "?omit_members=true"
 	}
-	err = c.read(ctx, request{server: server, method: http.MethodPut, path: path, body: join, urgent: true,
-		timeout: c.o.Config.JoinTimeout, limit: c.o.Config.MaxResponseBytes}, func(body io.Reader, limit int64) error {
+	err = c.readLarge(ctx, request{server: server, method: http.MethodPut, path: path, body: join, urgent: true}, readSendJoin(&answer, events))
+	return answer, err
+}
+
+// readSendJoin reads the parts of the answer to send_join. The events go to events one by one: a large room's do not fit into memory several times.
+func readSendJoin(answer *room.SendJoinResponse, events room.EventSink) func(d *jsontext.Decoder, name string) error {
+	return func(d *jsontext.Decoder, name string) error {
+		switch name {
+		case "state":
+			return readEvents(d, true, events)
+		case "auth_chain":
+			return readEvents(d, false, events)
+		case "event":
+			return json.UnmarshalDecode(d, &answer.Event, lax)
+		case "members_omitted":
+			return json.UnmarshalDecode(d, &answer.MembersOmitted, lax)
+		case "servers_in_room":
+			return json.UnmarshalDecode(d, &answer.ServersInRoom, lax)
+		}
+		return d.SkipValue()
+	}
+}
+
+// readLarge makes a request whose answer may hold the state of a large room, and reads the answer as it comes in: member is called for each member
+// of the object and reads its value.
+func (c *Client) readLarge(ctx context.Context, q request, member func(d *jsontext.Decoder, name string) error) error {
+	q.timeout, q.limit = c.o.Config.JoinTimeout, c.o.Config.MaxResponseBytes
+	return c.read(ctx, q, func(body io.Reader, limit int64) error {
 		limited := &io.LimitedReader{R: body, N: limit + 1}
-		err := readSendJoin(limited, &answer, events)
+		err := readObject(limited, member)
 		if limited.N <= 0 {
 			err = fmt.Errorf("longer than %d bytes", limit)
 		}
 		return err
 	})
-	return answer, err
 }
 
-// readSendJoin reads the answer to send_join. The events go to events one by one: a large room's do not fit into memory several times.
-func readSendJoin(body io.Reader, answer *room.SendJoinResponse, events room.EventSink) error {
+// readObject reads one JSON object, and nothing after it.
+func readObject(body io.Reader, member func(d *jsontext.Decoder, name string) error) error {
 	d := jsontext.NewDecoder(body, lax)
 	if start, err := d.ReadToken(); err != nil {
 		return err
@@ -46,21 +71,7 @@ func readSendJoin(body io.Reader, answer *room.SendJoinResponse, events room.Eve
 		if err != nil {
 			return err
 		}
-		switch name.String() {
-		case "state":
-			err = readEvents(d, true, events)
-		case "auth_chain":
-			err = readEvents(d, false, events)
-		case "event":
-			err = json.UnmarshalDecode(d, &answer.Event, lax)
-		case "members_omitted":
-			err = json.UnmarshalDecode(d, &answer.MembersOmitted, lax)
-		case "servers_in_room":
-			err = json.UnmarshalDecode(d, &answer.ServersInRoom, lax)
-		default:
-			err = d.SkipValue()
-		}
-		if err != nil {
+		if err := member(d, name.String()); err != nil {
 			return err
 		}
 	}

@@ -19,14 +19,14 @@ func TestAnswerToSendJoinIsReadInAnyOrder(t *testing.T) {
 	} {
 		var state, chain []string
 		var answer room.SendJoinResponse
-		err := readSendJoin(strings.NewReader(body), &answer, func(inState bool, raw stdjson.RawMessage) error {
+		err := readObject(strings.NewReader(body), readSendJoin(&answer, func(inState bool, raw stdjson.RawMessage) error {
 			if inState {
 				state = append(state, string(raw))
 			} else {
 				chain = append(chain, string(raw))
 			}
 			return nil
-		})
+		}))
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -54,16 +54,16 @@ func TestABadAnswerToSendJoinIsAnError(t *testing.T) {
 		`{"state":[{}]}`:            "no more",
 	} {
 		var answer room.SendJoinResponse
-		err := readSendJoin(strings.NewReader(body), &answer, func(bool, stdjson.RawMessage) error { return refuse })
+		err := readObject(strings.NewReader(body), readSendJoin(&answer, func(bool, stdjson.RawMessage) error { return refuse }))
 		if body != `{"state":[{}]}` && errors.Is(err, refuse) {
-			err = readSendJoin(strings.NewReader(body), &answer, func(bool, stdjson.RawMessage) error { return nil })
+			err = readObject(strings.NewReader(body), readSendJoin(&answer, func(bool, stdjson.RawMessage) error { return nil }))
 		}
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: got %v, want %q", body, err, want)
 		}
 	}
 	for _, body := range []string{`{}`, `{"state":null,"auth_chain":null}`, `{"state":[],"event":null}`} {
-		if err := readSendJoin(strings.NewReader(body), &room.SendJoinResponse{}, nil); err != nil {
+		if err := readObject(strings.NewReader(body), readSendJoin(&room.SendJoinResponse{}, nil)); err != nil {
 			t.Errorf("%s: %v", body, err)
 		}
 	}

@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/go-json-experiment/json/jsontext"
+
 	"parley.im/parley/server/matrix"
 	"parley.im/parley/server/room"
 )
@@ -172,11 +174,18 @@ func (c *Client) EventAuth(ctx context.Context, server matrix.ServerName, id mat
 }
 
 // State: see room.Remote. Spec v1.19 server-server-api/#get_matrixfederationv1stateroomid
-func (c *Client) State(ctx context.Context, server matrix.ServerName, id matrix.RoomID, event matrix.EventID) (answer room.StateResponse, err error) {
-	err = c.call(ctx, request{server: server, method: http.MethodGet,
-		path:    escape(v1+"/state", string(id)) + "?" + url.Values{"event_id": {string(event)}}.Encode(),
-		timeout: c.o.Config.JoinTimeout, limit: c.o.Config.MaxResponseBytes}, &answer)
-	return answer, err
+func (c *Client) State(ctx context.Context, server matrix.ServerName, id matrix.RoomID, event matrix.EventID, events room.EventSink) error {
+	return c.readLarge(ctx, request{server: server, method: http.MethodGet,
+		path: escape(v1+"/state", string(id)) + "?" + url.Values{"event_id": {string(event)}}.Encode()},
+		func(d *jsontext.Decoder, name string) error {
+			switch name {
+			case "pdus":
+				return readEvents(d, true, events)
+			case "auth_chain":
+				return readEvents(d, false, events)
+			}
+			return d.SkipValue()
+		})
 }
 
 // StateIDs: see room.Remote. Spec v1.19 server-server-api/#get_matrixfederationv1state_idsroomid

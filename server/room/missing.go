@@ -189,21 +189,25 @@ func (s *Service) stateAfter(ctx context.Context, server matrix.ServerName, r *R
 	if err != nil {
 		return nil, err
 	}
-	return entriesOf(r, state), nil
+	entries := make([]storage.StateEntry, len(state))
+	for i, e := range state {
+		entries[i] = e.StateEntry
+	}
+	return entries, nil
 }
 
 // entriesOf makes entries of stored events.
-func entriesOf(r *Room, state []*storage.Event) []storage.StateEntry {
-	entries := make([]storage.StateEntry, 0, len(state))
-	for _, e := range state {
-		entries = append(entries, storage.StateEntry{Type: e.Type(), Key: stateKey(e.Event), Num: e.Num})
+func entriesOf(state []*storage.Event) []storage.StateEntry {
+	entries := make([]storage.StateEntry, len(state))
+	for i, e := range state {
+		entries[i] = storage.StateEntry{Type: e.Type(), Key: stateKey(e.Event), Num: e.Num}
 	}
 	return entries
 }
 
 // toldState is the state before an event as server tells it, and the event itself last if it is of the state after it; missing counts the events
 // of it that could not be had.
-func (s *Service) toldState(ctx context.Context, server matrix.ServerName, r *Room, event matrix.EventID) (state []*storage.Event, missing int, err error) {
+func (s *Service) toldState(ctx context.Context, server matrix.ServerName, r *Room, event matrix.EventID) (state []stateEvent, missing int, err error) {
 	ids, err := s.o.Remote.StateIDs(ctx, server, r.ID, event)
 	if err != nil {
 		return nil, 0, err
@@ -224,16 +228,24 @@ func (s *Service) toldState(ctx context.Context, server matrix.ServerName, r *Ro
 		}
 	}
 	all = append(all, event) // in this order: the event itself last
-	if state, err = s.o.DB.EventsByID(ctx, all); err != nil {
-		return nil, 0, err
+	var last matrix.EventID
+	missing = len(all)
+	for chunk := range slices.Chunk(all, outlierBatch) { // so that not all of them are in memory
+		found, err := s.o.DB.EventsByID(ctx, chunk)
+		if err != nil {
+			return nil, 0, err
+		}
+		for _, e := range found {
+			missing--
+			if last = e.ID(); e.RoomNum == r.Num && e.IsState() && e.Flags&storage.Rejected == 0 {
+				state = append(state, stateEventOf(e))
+			}
+		}
 	}
-	if len(state) == 0 || state[len(state)-1].ID() != event {
+	if last != event {
 		return nil, 0, fmt.Errorf("the server gives the state before %s, but not the event", event)
 	}
-	missing = len(all) - len(state)
-	return slices.DeleteFunc(state, func(e *storage.Event) bool {
-		return e.RoomNum != r.Num || !e.IsState() || e.Flags&storage.Rejected != 0
-	}), missing, nil
+	return state, missing, nil
 }
 
 // fetchWanted fetches those of the wanted events that are not here, and stores them as outliers. at is an event before which all of them
@@ -243,22 +255,27 @@ func (s *Service) fetchWanted(ctx context.Context, server matrix.ServerName, r *
 	if err != nil || len(missing) == 0 {
 		return err
 	}
-	var raw []json.RawMessage
+	isWanted := make(map[matrix.EventID]bool, len(missing))
+	for _, id := range missing {
+		isWanted[id] = true
+	}
+	var events []*matrix.Event
 	if len(missing)*10 >= len(wanted) && len(missing) > 2*fetchWorkers || len(missing) > maxSingleEvents {
-		answer, err := s.o.Remote.State(ctx, server, r.ID, at)
+		in := newIntake(r.Version, r.ID)
+		err := s.o.Remote.State(ctx, server, r.ID, at, in.take)
+		state, chain := in.end()
 		if err != nil {
 			return err
 		}
-		raw = slices.Concat(answer.PDUs, answer.AuthChain)
+		events = append(chain, state...)
 		missing = []matrix.EventID{at} // the event itself is not in it
 	}
-	raw = append(raw, s.fetchEvents(ctx, server, missing)...)
-	isWanted := make(map[matrix.EventID]bool, len(wanted))
-	for _, id := range wanted {
-		isWanted[id] = true
-	}
-	events := parseEvents(raw, r.Version, r.ID, 2*maxStateEvents)
-	events = slices.DeleteFunc(events, func(e *matrix.Event) bool { return !isWanted[e.ID()] })
+	events = append(events, parseEvents(s.fetchEvents(ctx, server, missing), r.Version, r.ID, len(missing))...)
+	events = slices.DeleteFunc(events, func(e *matrix.Event) bool {
+		wanted := isWanted[e.ID()]
+		delete(isWanted, e.ID()) // once
+		return !wanted
+	})
 	return s.storeOutliers(ctx, r.ID, r.Version, s.verifyEvents(ctx, events))
 }
 

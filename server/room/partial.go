@@ -345,18 +345,18 @@ func (s *Service) toldMembers(ctx context.Context, r *Room, p *partialRoom, join
 		return nil, fmt.Errorf("it names a state of which it does not give %d events", missing)
 	}
 	create := r.Snapshot().Create
-	if !slices.ContainsFunc(told, func(e *storage.Event) bool { return create != nil && e.Num == create.Num }) {
+	if !slices.ContainsFunc(told, func(e stateEvent) bool { return create != nil && e.Num == create.Num }) {
 		return nil, errors.New("what it tells is not a state of the room")
 	}
 	members := make(map[matrix.UserID]storage.MemberRow, len(told))
 	for _, e := range told {
-		if e.Type() != matrix.TypeMember || e.Num == join.Num {
+		if e.Type != matrix.TypeMember || e.Num == join.Num {
 			continue
 		}
-		_, err := s.o.DB.StateNum(ctx, r.Num, p.Before, matrix.TypeMember, stateKey(e.Event), nil)
+		_, err := s.o.DB.StateNum(ctx, r.Num, p.Before, matrix.TypeMember, e.Key, nil)
 		if errors.Is(err, storage.ErrNotFound) {
-			user := matrix.UserID(stateKey(e.Event))
-			members[user] = storage.MemberRow{User: user, Membership: e.Membership(), Num: e.Num}
+			user := matrix.UserID(e.Key)
+			members[user] = storage.MemberRow{User: user, Membership: e.membership, Num: e.Num}
 		} else if err != nil {
 			return nil, err
 		}

@@ -70,7 +70,7 @@ func (s *Service) stateAfterPurged(ctx context.Context, server matrix.ServerName
 		ids = append(slices.Clone(ids), id) // the last of a key counts
 	}
 	state, err := s.o.DB.EventsByID(ctx, ids)
-	return entriesOf(r, slices.DeleteFunc(state, func(e *storage.Event) bool {
+	return entriesOf(slices.DeleteFunc(state, func(e *storage.Event) bool {
 		return e.RoomNum != r.Num || !e.IsState() || e.Flags&storage.Rejected != 0
 	})), err
 }

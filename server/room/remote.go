@@ -58,8 +58,9 @@ type Remote interface {
 	Event(ctx context.Context, server matrix.ServerName, event matrix.EventID) (json.RawMessage, error)
 	// EventAuth fetches the whole auth chain of an event, the event excluded: GET /v1/event_auth.
 	EventAuth(ctx context.Context, server matrix.ServerName, room matrix.RoomID, event matrix.EventID) ([]json.RawMessage, error)
-	// State fetches the room's state before event, with its auth chain: GET /v1/state.
-	State(ctx context.Context, server matrix.ServerName, room matrix.RoomID, event matrix.EventID) (StateResponse, error)
+	// State fetches the room's state before event, with its auth chain: GET /v1/state. The events go to events as they come in.
+	// Nothing may be made of them unless the error is nil.
+	State(ctx context.Context, server matrix.ServerName, room matrix.RoomID, event matrix.EventID, events EventSink) error
 	// StateIDs fetches the event IDs of the room's state before event, and of its auth chain: GET /v1/state_ids.
 	StateIDs(ctx context.Context, server matrix.ServerName, room matrix.RoomID, event matrix.EventID) (StateIDsResponse, error)
 	// TimestampToEvent asks for the event closest to a time: GET /v1/timestamp_to_event. ts is in milliseconds since

@@ -219,8 +219,13 @@ func (r *wire) EventAuth(ctx context.Context, to matrix.ServerName, room matrix.
 	return ask(r, "event_auth", to, func(s *Service) ([]json.RawMessage, error) { return s.EventAuthChain(ctx, r.from, room, id) })
 }
 
-func (r *wire) State(ctx context.Context, to matrix.ServerName, room matrix.RoomID, id matrix.EventID) (StateResponse, error) {
-	return ask(r, "state", to, func(s *Service) (StateResponse, error) { return s.StateAtEvent(ctx, r.from, room, id) })
+func (r *wire) State(ctx context.Context, to matrix.ServerName, room matrix.RoomID, id matrix.EventID, events EventSink) error {
+	answer, err := ask(r, "state", to, func(s *Service) (StateResponse, error) { return s.StateAtEvent(ctx, r.from, room, id) })
+	if err != nil {
+		return err
+	}
+	_, err = pour(SendJoinResponse{State: answer.PDUs, AuthChain: answer.AuthChain}, nil, events)
+	return err
 }
 
 func (r *wire) StateIDs(ctx context.Context, to matrix.ServerName, room matrix.RoomID, id matrix.EventID) (StateIDsResponse, error) {

@@ -46,8 +46,15 @@ func (r *resident) StateIDs(ctx context.Context, _ matrix.ServerName, id matrix.
 	return r.rooms.StateIDsAt(ctx, "here", id, event)
 }
 
-func (r *resident) State(ctx context.Context, _ matrix.ServerName, id matrix.RoomID, event matrix.EventID) (room.StateResponse, error) {
-	return r.rooms.StateAtEvent(ctx, "here", id, event)
+func (r *resident) State(ctx context.Context, _ matrix.ServerName, id matrix.RoomID, event matrix.EventID, events room.EventSink) error {
+	answer, err := r.rooms.StateAtEvent(ctx, "here", id, event)
+	for _, raw := range answer.PDUs {
+		err = errors.Join(err, events(true, raw))
+	}
+	for _, raw := range answer.AuthChain {
+		err = errors.Join(err, events(false, raw))
+	}
+	return err
 }
 
 func (r *resident) Event(ctx context.Context, _ matrix.ServerName, id matrix.EventID) (json.RawMessage, error) {
