@@ -107,7 +107,7 @@ func build(ctx context.Context, cfg *Config, log *slog.Logger) (h *house, err er
 	h.media = media.New(media.Options{Config: cfg.Media, Server: server, DB: h.db, Blobs: blobs, Remote: h.client, PreviewClient: outside, Log: log})
 	h.closers = append(h.closers, h.media.Close)
 	h.rooms = room.New(room.Options{Config: cfg.Rooms, ServerName: server, DB: h.db, Key: key, Keys: h.client, Remote: h.client,
-		Profile: h.profile, UserExists: h.users.Exists, InviteAllowed: h.inviteAllowed, Log: log,
+		Profile: h.profile, UserExists: h.users.Exists, InviteAllowed: h.inviteAllowed, Ignored: h.users.Ignored, Log: log,
 		DeleteBlobs:       func(ctx context.Context) error { return h.media.DeleteDoomed(ctx) },
 		AudioUnsigned:     func(ctx context.Context, e *storage.Event) ([]byte, error) { return h.voice.Unsigned(ctx, e) },
 		SearchTranscripts: cfg.Voice.Transcripts.Endpoint != ""})

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
 	"slices"
 	"sync"
 
@@ -131,15 +132,19 @@ func (s *Service) aggregations(ctx context.Context, e *storage.Event, relations 
 	if len(relations) == 0 {
 		return nil, nil
 	}
+	relations, v, err := s.countable(ctx, e, relations, r)
+	if err != nil || len(relations) == 0 {
+		return nil, err
+	}
 	bundle := map[string]any{}
-	replacement, err := s.replacement(ctx, e, relations, r)
+	replacement, err := s.replacement(ctx, e, relations, r, v)
 	if err != nil {
 		return nil, err
 	}
 	if replacement != nil {
 		bundle[relReplace] = replacement
 	}
-	thread, err := s.thread(ctx, e, relations, r)
+	thread, err := s.thread(ctx, e, relations, r, v)
 	if err != nil {
 		return nil, err
 	}
@@ -159,13 +164,67 @@ func (s *Service) aggregations(ctx context.Context, e *storage.Event, relations 
 	return json.Marshal(bundle)
 }
 
-// replacement is the newest edit that is valid. Spec v1.19 client-server-api/#event-replacements
-func (s *Service) replacement(ctx context.Context, e *storage.Event, relations []storage.Relation, r Reader) (json.RawMessage, error) {
+// countable are the relations to an event that count for a reader: none of ignored users, and where not all members may see everything, of what the
+// reader may see. In other rooms that is left to who shows an event.
+func (s *Service) countable(ctx context.Context, e *storage.Event, relations []storage.Relation, r Reader) ([]storage.Relation, *viewer, error) {
+	ignored, err := s.ignored(ctx, r.User)
+	if err != nil {
+		return nil, nil, err
+	}
+	if len(ignored) > 0 {
+		relations = slices.DeleteFunc(slices.Clone(relations), func(rel storage.Relation) bool { return ignored[rel.Sender] })
+	}
+	room, err := s.Room(ctx, e.RoomID())
+	if err != nil {
+		return nil, nil, err
+	}
+	v, err := s.viewer(ctx, r.User, e.RoomNum, e.RoomID())
+	if err != nil {
+		return nil, nil, err
+	}
+	if now := room.Snapshot().HistoryVisibility; v.joinedNow && (now == visibilityShared || now == visibilityWorldReadable) {
+		return relations, v, nil
+	}
+	var seen []storage.Relation
+	for _, rel := range relations {
+		child, err := s.o.DB.EventsHere(ctx, []int64{rel.Num})
+		if err != nil {
+			return nil, nil, err
+		}
+		if len(child) == 0 {
+			continue
+		}
+		if ok, err := v.sees(ctx, child[0]); err != nil {
+			return nil, nil, err
+		} else if ok {
+			seen = append(seen, rel)
+		}
+	}
+	return seen, v, nil
+}
+
+// ignored is whom a user ignores.
+func (s *Service) ignored(ctx context.Context, user matrix.UserID) (map[matrix.UserID]bool, error) {
+	if s.o.Ignored == nil || user.Server() != s.o.ServerName {
+		return nil, nil
+	}
+	return s.o.Ignored(ctx, user)
+}
+
+// replacement is the newest edit that is valid and seen. Spec v1.19 client-server-api/#event-replacements
+func (s *Service) replacement(ctx context.Context, e *storage.Event, relations []storage.Relation, r Reader, v *viewer) (json.RawMessage, error) {
 	edits, err := s.edits(ctx, e, relations)
-	if err != nil || len(edits) == 0 {
+	if err != nil {
 		return nil, err
 	}
-	return s.plainClient(ctx, edits[0], r)
+	for _, edit := range edits {
+		if ok, err := v.sees(ctx, edit); err != nil {
+			return nil, err
+		} else if ok {
+			return s.plainClient(ctx, edit, r)
+		}
+	}
+	return nil, nil
 }
 
 // edits are those of an event that are valid, the newest first.
@@ -211,39 +270,67 @@ func (s *Service) plainClient(ctx context.Context, e *storage.Event, r Reader) (
 	return s.appendClient(ctx, nil, e, Reader{User: r.User, Device: r.Device}, nil)
 }
 
+// maxLatest is how many of the newest events of a thread are looked at for one that may be seen.
+const maxLatest = 20
+
 // thread sums up the thread of which e is the root. Spec v1.19 client-server-api/#server-side-aggregation-of-mthread-relationships
-func (s *Service) thread(ctx context.Context, e *storage.Event, relations []storage.Relation, r Reader) (any, error) {
-	var newest *storage.Relation
-	count, participated := 0, e.Sender() == r.User
-	for i := range relations {
-		rel := &relations[i]
-		if rel.RelType != relThread {
+func (s *Service) thread(ctx context.Context, e *storage.Event, relations []storage.Relation, r Reader, v *viewer) (any, error) {
+	participated := e.Sender() == r.User
+	var thread []storage.Relation
+	for _, rel := range relations {
+		if rel.RelType == relThread {
+			thread = append(thread, rel)
+			participated = participated || rel.Sender == r.User
+		}
+	}
+	slices.SortFunc(thread, func(a, b storage.Relation) int { return placeOf(b).compare(placeOf(a)) })
+	for _, rel := range thread[:min(len(thread), maxLatest)] {
+		last, err := s.readable(ctx, []int64{rel.Num})
+		if err != nil {
+			return nil, err
+		}
+		if len(last) == 0 {
 			continue
 		}
-		count++
-		participated = participated || rel.Sender == r.User
-		if newest == nil || cmp.Or(cmp.Compare(rel.Depth, newest.Depth), cmp.Compare(rel.Num, newest.Num)) > 0 {
-			newest = rel
+		latest := last[0]
+		if ok, err := v.sees(ctx, latest); err != nil {
+			return nil, err
+		} else if !ok {
+			continue
 		}
+		below, err := s.relationsOf(ctx, e.RoomNum, []*storage.Event{latest})
+		if err != nil {
+			return nil, err
+		}
+		edits := slices.DeleteFunc(slices.Clone(below[latest.ID()]), func(rel storage.Relation) bool { return rel.RelType != relReplace })
+		written, err := s.appendClient(ctx, nil, latest, Reader{User: r.User, Device: r.Device}, edits)
+		if err != nil {
+			return nil, err
+		}
+		return map[string]any{"latest_event": json.RawMessage(written), "count": len(thread), "current_user_participated": participated}, nil
 	}
-	if newest == nil {
-		return nil, nil
+	return nil, nil
+}
+
+// checkThread refuses to begin a thread at an event that relates to another. Spec v1.19 client-server-api/#validation-of-mthread-relationships
+func (u *update) checkThread(r *SendRequest) error {
+	if r.StateKey != nil || !mayRelate(r.Content) {
+		return nil
 	}
-	last, err := s.readable(ctx, []int64{newest.Num})
-	if err != nil || len(last) == 0 {
-		return nil, err
+	var content struct {
+		RelatesTo relation `json:"m.relates_to"`
 	}
-	latest := last[0]
-	below, err := s.relationsOf(ctx, e.RoomNum, []*storage.Event{latest})
-	if err != nil {
-		return nil, err
+	if json.Unmarshal(r.Content, &content) != nil || content.RelatesTo.RelType != relThread {
+		return nil
 	}
-	edits := slices.DeleteFunc(slices.Clone(below[latest.ID()]), func(rel storage.Relation) bool { return rel.RelType != relReplace })
-	written, err := s.appendClient(ctx, nil, latest, Reader{User: r.User, Device: r.Device}, edits)
-	if err != nil {
-		return nil, err
+	root, err := u.known(content.RelatesTo.EventID)
+	if err != nil || root == nil {
+		return nil // it may be an event that we do not have
 	}
-	return map[string]any{"latest_event": json.RawMessage(written), "count": count, "current_user_participated": participated}, nil
+	if _, related := relationOf(root.Event); related {
+		return matrix.NewError(http.StatusBadRequest, "M_UNKNOWN", "a thread cannot begin at an event that relates to another")
+	}
+	return nil
 }
 
 func (s *Service) references(ctx context.Context, relations []storage.Relation) ([]map[string]matrix.EventID, error) {
@@ -347,13 +434,10 @@ func (s *Service) Relations(ctx context.Context, room matrix.RoomID, r Reader, q
 	if err != nil {
 		return RelationsPage{}, err
 	}
-	found, err := s.allRelations(ctx, parent, q.Recurse)
+	found, err := s.allRelations(ctx, parent, q)
 	if err != nil {
 		return RelationsPage{}, err
 	}
-	found = slices.DeleteFunc(found, func(rel storage.Relation) bool {
-		return q.RelType != "" && rel.RelType != q.RelType || q.EventType != "" && rel.Type != q.EventType
-	})
 	slices.SortFunc(found, func(a, b storage.Relation) int { return placeOf(a).compare(placeOf(b)) })
 	if !q.Forward {
 		slices.Reverse(found)
@@ -409,10 +493,17 @@ func lastToken(nums []int64, found []storage.Relation, forward bool) string {
 	return at.token()
 }
 
-// allRelations finds the events that relate to one, and with recurse those that relate to these.
-func (s *Service) allRelations(ctx context.Context, parent *storage.Event, recurse bool) ([]storage.Relation, error) {
-	found, err := s.o.DB.Relations(ctx, parent.RoomNum, []matrix.EventID{parent.ID()})
-	if err != nil || !recurse {
+// allRelations finds the events that relate to one, and with Recurse those that relate to these. Types are chosen at each step: what relates to the
+// event through one that is not chosen does not count. Spec v1.19 client-server-api/#relationships-api
+func (s *Service) allRelations(ctx context.Context, parent *storage.Event, q RelationsRequest) ([]storage.Relation, error) {
+	related := func(ids []matrix.EventID) ([]storage.Relation, error) {
+		found, err := s.o.DB.Relations(ctx, parent.RoomNum, ids)
+		return slices.DeleteFunc(found, func(rel storage.Relation) bool {
+			return q.RelType != "" && rel.RelType != q.RelType || q.EventType != "" && rel.Type != q.EventType
+		}), err
+	}
+	found, err := related([]matrix.EventID{parent.ID()})
+	if err != nil || !q.Recurse {
 		return found, err
 	}
 	seen := map[int64]bool{parent.Num: true}
@@ -433,7 +524,7 @@ func (s *Service) allRelations(ctx context.Context, parent *storage.Event, recur
 		for i, e := range events {
 			ids[i] = e.ID()
 		}
-		if level, err = s.o.DB.Relations(ctx, parent.RoomNum, ids); err != nil {
+		if level, err = related(ids); err != nil {
 			return nil, err
 		}
 		for _, rel := range level {
@@ -509,6 +600,15 @@ func (s *Service) threadRoot(ctx context.Context, a *access, id matrix.EventID, 
 		if !slices.ContainsFunc(relations[id], func(rel storage.Relation) bool { return rel.RelType == relThread && rel.Sender == r.User }) {
 			return nil, nil
 		}
+	}
+	ignored, err := s.ignored(ctx, r.User)
+	if err != nil {
+		return nil, err
+	}
+	if ignored[root.Sender()] { // "the event is returned redacted to the caller"
+		redacted := *root
+		redacted.Event = root.Redact()
+		root = &redacted
 	}
 	return s.AppendClient(ctx, nil, root, r)
 }

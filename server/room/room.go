@@ -74,6 +74,8 @@ type Options struct {
 	// InviteAllowed asks whether user, of this server, takes invites of inviter; the error is a *matrix.Error that
 	// tells the inviter's side. nil: everyone takes all.
 	InviteAllowed func(ctx context.Context, user, inviter matrix.UserID, room matrix.RoomID) error
+	// Ignored is whom a user of this server ignores; nil: nobody anybody. The map is not written to.
+	Ignored func(ctx context.Context, user matrix.UserID) (map[matrix.UserID]bool, error)
 	// AudioUnsigned gives what else goes into unsigned of an audio message when it is read again, as `"key":value`; nil: nothing.
 	// It is not asked as an event is committed.
 	AudioUnsigned func(ctx context.Context, e *storage.Event) ([]byte, error)

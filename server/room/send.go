@@ -120,6 +120,9 @@ func (u *update) send(r *SendRequest) (matrix.EventID, error) {
 			return current.ID(), nil
 		}
 	}
+	if err := u.checkThread(r); err != nil {
+		return "", err
+	}
 	if err := u.checkAnnotation(r); err != nil {
 		return "", err
 	}
