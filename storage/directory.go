@@ -120,13 +120,14 @@ type Person struct {
 // maxStrangers is how many users of other servers one search looks at.
 const maxStrangers = 5000
 
-// visibleRooms are the rooms whose members the searcher may find: the searcher's own and those in the public list.
-const visibleRooms = "(SELECT room FROM memberships WHERE user_id = ? AND membership = 'join' " +
-	"UNION SELECT r.num FROM published_rooms p JOIN rooms r ON r.room_id = p.room_id WHERE p.network = '')"
+// visibleRooms are the rooms whose members the searcher may find: the searcher's own, those that are open, and those in the public list.
+var visibleRooms = fmt.Sprintf("(SELECT room FROM memberships WHERE user_id = ? AND membership = 'join' "+
+	"UNION SELECT num FROM rooms WHERE (flags & %d) <> 0 "+
+	"UNION SELECT r.num FROM published_rooms p JOIN rooms r ON r.room_id = p.room_id WHERE p.network = '')", OpenRoom)
 
-// FindPeople searches the people in the rooms of the searcher and in public rooms, and everyone of this server if the query says so,
-// the searcher excepted: those of this server by
-// their profiles, others by what their newest member event in one of these rooms says.
+// FindPeople searches the people in the rooms of the searcher and in open and public rooms, and everyone of this server if the query says
+// so, the searcher excepted: those of this server by their profiles, whose names begin with the first word first, then others by what
+// their newest member event in one of these rooms says. There is at least one word.
 func (db *DB) FindPeople(ctx context.Context, q PeopleQuery) ([]Person, error) {
 	query := "SELECT p.user_id, COALESCE(p.displayname, ''), COALESCE(p.avatar_url, '') FROM profiles p JOIN users u ON u.user_id = p.user_id " +
 		"WHERE NOT u.deactivated AND p.user_id <> ? AND (? OR EXISTS (SELECT 1 FROM memberships m WHERE m.user_id = p.user_id AND m.membership = 'join' AND m.room IN " + visibleRooms + "))"
@@ -136,7 +137,9 @@ func (db *DB) FindPeople(ctx context.Context, q PeopleQuery) ([]Person, error) {
 		like := "%" + likeEscape(w) + "%"
 		args = append(args, like, like)
 	}
-	rows, err := db.Read(ctx).Raw(query+" ORDER BY p.user_id LIMIT ?", append(args, q.Limit)...).Rows()
+	first := likeEscape(q.Words[0]) + "%"
+	query += ` ORDER BY CASE WHEN p.name_key LIKE ? ESCAPE '\' OR LOWER(p.user_id) LIKE ? ESCAPE '\' THEN 0 ELSE 1 END, p.user_id LIMIT ?`
+	rows, err := db.Read(ctx).Raw(query, append(args, first, "@"+first, q.Limit)...).Rows()
 	if err != nil {
 		return nil, fmt.Errorf("search local users: %w", err)
 	}

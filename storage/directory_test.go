@@ -108,8 +108,9 @@ func TestFindPeopleSearchesSharedAndPublicRooms(t *testing.T) {
 	storagetest.Each(t, func(t *testing.T, db *storage.DB) {
 		ctx := context.Background()
 		err := db.Write(ctx, func(tx *storage.Tx) error {
-			for i, r := range []string{"!shared:here", "!public:here", "!closed:here"} {
-				if err := tx.Exec("INSERT INTO rooms (num, room_id, version, seq, pos, tip, root, depth, flags) VALUES (?, ?, '11', 0, 1, ?, ?, 1, 0)", i, r, []byte{}, []byte{}).Error; err != nil {
+			for i, r := range []string{"!shared:here", "!public:here", "!closed:here", "!open:here"} {
+				if err := tx.Exec("INSERT INTO rooms (num, room_id, version, seq, pos, tip, root, depth, flags) VALUES (?, ?, '11', 0, 1, ?, ?, 1, ?)", i, r, []byte{}, []byte{},
+					map[int]storage.RoomFlags{3: storage.OpenRoom}[i]).Error; err != nil {
 					return err
 				}
 			}
@@ -117,6 +118,7 @@ func TestFindPeopleSearchesSharedAndPublicRooms(t *testing.T) {
 				room              int
 				server, user, key string
 			}{{0, "here", "@seeker:here", "seeker"}, {0, "here", "@ann:here", "ann 100%"}, {1, "here", "@anton:here", "anton"}, {2, "here", "@anna:here", "anna"},
+				{3, "here", "@adriana:here", "adriana 面包"},
 				{0, "there", "@x:there", "Annika"}, {2, "there", "@y:there", "Annika too"}} {
 				if err := tx.Exec("INSERT INTO memberships (room, server, user_id, membership, num, pos, forgotten) VALUES (?, ?, ?, 'join', ?, 1, 0)", m.room, m.server, m.user, i+1).Error; err != nil {
 					return err
@@ -146,8 +148,9 @@ func TestFindPeopleSearchesSharedAndPublicRooms(t *testing.T) {
 			everyone bool
 			want     []string
 		}{
-			{[]string{"an"}, false, []string{"@ann:here", "@anton:here", "@x:there"}},
-			{[]string{"an"}, true, []string{"@ann:here", "@anna:here", "@anton:here", "@x:there"}},
+			{[]string{"an"}, false, []string{"@ann:here", "@anton:here", "@adriana:here", "@x:there"}},
+			{[]string{"面"}, false, []string{"@adriana:here"}},
+			{[]string{"an"}, true, []string{"@ann:here", "@anna:here", "@anton:here", "@adriana:here", "@x:there"}},
 			{[]string{"seeker"}, true, nil},
 			{[]string{"%"}, false, []string{"@ann:here"}},
 			{[]string{"annika", "there"}, true, []string{"@x:there"}},

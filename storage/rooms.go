@@ -29,6 +29,8 @@ const (
 	WasPartial RoomFlags = 1 << 16
 	// BeingDeleted: the room is on its way out, and nobody may use it any more.
 	BeingDeleted RoomFlags = 1 << 17
+	// OpenRoom: anybody may join it, or read it. Its members may be found in the user directory.
+	OpenRoom RoomFlags = 1 << 18
 )
 
 // Room is a room as it is stored.

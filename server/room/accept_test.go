@@ -15,7 +15,12 @@ import (
 )
 
 // versionsToTest are those that differ in what lies here: event IDs in the event, create event in auth_events, room ID of the create event.
-var versionsToTest = []string{"1", "3", "10", "11", "12"}
+func versionsToTest(t *testing.T) []string {
+	if onPostgreSQL(t) { // the database does not know of versions
+		return []string{"12"}
+	}
+	return []string{"1", "3", "10", "11", "12"}
+}
 
 // together makes a room of @alice:one that @bob:two has joined.
 func together(t *testing.T, version string, more ...matrix.ServerName) (w *world, one, two *at, room matrix.RoomID) {
@@ -27,7 +32,7 @@ func together(t *testing.T, version string, more ...matrix.ServerName) (w *world
 }
 
 func TestJoinThroughAnotherServerGivesTheSameState(t *testing.T) {
-	for _, version := range versionsToTest {
+	for _, version := range versionsToTest(t) {
 		t.Run(version, func(t *testing.T) {
 			_, one, two, room := together(t, version)
 			if diff := cmp.Diff(one.wholeState(room), two.wholeState(room)); diff != "" {
@@ -49,7 +54,7 @@ func TestJoinThroughAnotherServerGivesTheSameState(t *testing.T) {
 }
 
 func TestAGapIsFilledWithMissingEventsAlone(t *testing.T) {
-	for _, version := range versionsToTest {
+	for _, version := range versionsToTest(t) {
 		t.Run(version, func(t *testing.T) {
 			w, one, two, room := together(t, version)
 			var want []string
@@ -134,7 +139,7 @@ func TestAnotherServerFillsTheGapWhenTheFirstDoesNotAnswer(t *testing.T) {
 }
 
 func TestForksConverge(t *testing.T) {
-	for _, version := range versionsToTest {
+	for _, version := range versionsToTest(t) {
 		t.Run(version, func(t *testing.T) {
 			_, one, two, room := together(t, version)
 			levels := `{"users":{"@alice:one":100,"@bob:two":100},"invite":0}`
@@ -189,7 +194,7 @@ func TestAnEventThatOnlyThePastAllowsIsSoftFailed(t *testing.T) {
 }
 
 func TestAnEventThatTheStateBeforeItForbidsIsRejected(t *testing.T) {
-	for _, version := range versionsToTest {
+	for _, version := range versionsToTest(t) {
 		t.Run(version, func(t *testing.T) {
 			_, one, two, room := together(t, version)
 			empty := ""

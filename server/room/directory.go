@@ -446,8 +446,8 @@ type FoundUser struct {
 	AvatarURL   string        `json:"avatar_url,omitempty"`
 }
 
-// SearchUsers is POST /user_directory/search: those who share a room with user or are in a public room, and everyone of this server unless
-// Config.FindColleagues is off, whose ID or profile name has term.
+// SearchUsers is POST /user_directory/search: those who share a room with user or are in a room that anybody may join or read, and everyone of
+// this server unless Config.FindColleagues is off, whose ID or profile name has term.
 // limited says that there are more than limit; limit 0 means 10, at most 50.
 // Spec v1.19 client-server-api/#post_matrixclientv3user_directorysearch
 func (s *Service) SearchUsers(ctx context.Context, user matrix.UserID, term string, limit int) (found []FoundUser, limited bool, err error) {

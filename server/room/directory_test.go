@@ -11,6 +11,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"parley.im/parley/server/matrix"
+	"parley.im/parley/storage"
+	"parley.im/parley/storage/storagetest"
 )
 
 func (a *at) alias(user matrix.UserID, alias matrix.RoomAlias, room matrix.RoomID) {
@@ -422,4 +424,46 @@ func TestMemoForgets(t *testing.T) {
 	if len(m.items) > maxMemo {
 		t.Errorf("%d items", len(m.items))
 	}
+}
+
+func TestPeopleInOpenRoomsAreFound(t *testing.T) {
+	storagetest.Each(t, func(t *testing.T, db *storage.DB) {
+		s := newService(t, db)
+		s.o.Config.FindColleagues = false
+		err := db.Write(t.Context(), func(tx *storage.Tx) error {
+			for _, u := range []matrix.UserID{alice, bob, carol} {
+				if err := tx.Exec("INSERT INTO users (user_id, password, created_ms, admin, locked, suspended, deactivated, erased) VALUES (?, '', 0, false, false, false, false, false)", u).Error; err != nil {
+					return err
+				}
+				if err := tx.Exec("INSERT INTO profiles (user_id, displayname, name_key) VALUES (?, ?, ?)", u, []byte(u.Localpart()), u.Localpart()).Error; err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		room := create(t, s, CreateRequest{})
+		for _, c := range []struct {
+			typ, content string
+			found        int
+		}{
+			{"", "", 0},
+			{matrix.TypeJoinRules, `{"join_rule":"public"}`, 1},
+			{matrix.TypeJoinRules, `{"join_rule":"invite"}`, 0},
+			{matrix.TypeHistoryVisibility, `{"history_visibility":"world_readable"}`, 1},
+			{matrix.TypeHistoryVisibility, `{"history_visibility":"shared"}`, 0},
+		} {
+			if c.typ != "" {
+				if _, err := s.Send(t.Context(), SendRequest{Room: room, Sender: alice, Type: c.typ, StateKey: new(string), Content: json.RawMessage(c.content)}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			found, _, err := s.SearchUsers(t.Context(), bob, "alice", 10)
+			if err != nil || len(found) != c.found {
+				t.Errorf("with %s bob finds %v, %v", c.content, found, err)
+			}
+		}
+	})
 }

@@ -245,7 +245,7 @@ func (a *at) invite(room matrix.RoomID, from, to matrix.UserID) (*storage.Event,
 }
 
 func TestInviteReachesTheOtherServerAndLetsItsUserIn(t *testing.T) {
-	for _, version := range versionsToTest {
+	for _, version := range versionsToTest(t) {
 		t.Run(version, func(t *testing.T) {
 			w := newWorld(t, "one", "two")
 			one, two := w.at("one"), w.at("two")

@@ -76,7 +76,7 @@ func (a *at) finish() {
 func (w *partialWorld) give(events ...*storage.Event) { w.two.get("one", events...) }
 
 func TestAPartialRoomIsThereAtOnceAndWholeInTheEnd(t *testing.T) {
-	for _, version := range versionsToTest {
+	for _, version := range versionsToTest(t) {
 		t.Run(version, func(t *testing.T) {
 			w := newPartialWorld(t, version, 3)
 			w.hold("one")

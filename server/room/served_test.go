@@ -84,7 +84,7 @@ func TestMissingEventsStayWithinTheirBounds(t *testing.T) {
 }
 
 func TestHistoryIsFetchedWhenItIsRead(t *testing.T) {
-	for _, version := range versionsToTest {
+	for _, version := range versionsToTest(t) {
 		t.Run(version, func(t *testing.T) {
 			w := newWorld(t, "one", "two")
 			one, two := w.at("one"), w.at("two")

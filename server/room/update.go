@@ -406,6 +406,11 @@ func (u *update) after(e *storage.Event) (storage.StateRoot, error) {
 
 // commit writes what was added.
 func (u *update) commit() error {
+	if open := u.snap.JoinRule == matrix.JoinRulePublic || u.snap.HistoryVisibility == visibilityWorldReadable; open && u.snap.Create != nil {
+		u.setFlags(storage.OpenRoom, 0)
+	} else {
+		u.setFlags(0, storage.OpenRoom)
+	}
 	row := &u.add.Room
 	*row = u.snap.row
 	row.Root, row.Depth, row.Tip = u.snap.Root, u.snap.Depth, make([]int64, len(u.snap.Tip))

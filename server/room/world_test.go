@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -44,7 +45,7 @@ func wholeJoins() Config {
 var errNoAnswer = errors.New("no answer")
 
 func newWorld(t *testing.T, names ...matrix.ServerName) *world {
-	return newWorldOn(t, func() *storage.DB { return storagetest.New(t) }, names...)
+	return newWorldOn(t, func() *storage.DB { return worldDB(t) }, names...)
 }
 
 func newWorldOn(t *testing.T, open func() *storage.DB, names ...matrix.ServerName) *world {
@@ -58,6 +59,32 @@ func newWorldOn(t *testing.T, open func() *storage.DB, names ...matrix.ServerNam
 		t.Cleanup(func() { s.foreign.partial.close(); s.foreign.inbound.close() })
 	}
 	return w
+}
+
+// worldDB is an empty database: SQLite, but for the tests that TestServersOnPostgreSQL runs.
+func worldDB(t *testing.T) *storage.DB {
+	if onPostgreSQL(t) {
+		return storagetest.NewPostgreSQL(t)
+	}
+	return storagetest.New(t)
+}
+
+func onPostgreSQL(t *testing.T) bool { return strings.HasPrefix(t.Name(), "TestServersOnPostgreSQL/") }
+
+// TestServersOnPostgreSQL runs on PostgreSQL what servers do with each other: a story of each kind, since a database takes longer to make than most of
+// them to be told.
+func TestServersOnPostgreSQL(t *testing.T) {
+	for name, story := range map[string]func(*testing.T){
+		"join": TestJoinThroughAnotherServerGivesTheSameState, "gap": TestAGapIsFilledWithMissingEventsAlone, "long gap": TestAGapTooLongIsBridgedByTheStateAtItsEnd,
+		"fork": TestForksConverge, "soft failure": TestAnEventThatOnlyThePastAllowsIsSoftFailed,
+		"restart": TestWaitingEventsAreTakenUpAfterARestart, "backfill": TestHistoryIsFetchedWhenItIsRead, "times": TestTimestampToEventAsksOthersAcrossAGap,
+		"search": TestBackfilledMessagesAreFoundInTheirPlace, "invite": TestInviteReachesTheOtherServerAndLetsItsUserIn,
+		"knock":  TestKnockThroughAnotherServer,
+		"return": TestAServerThatLeftComesBackToTheNewState, "two joins": TestTwoUsersJoinAnUnknownRoomAtOnce,
+		"partial": TestAPartialRoomIsThereAtOnceAndWholeInTheEnd, "partial, killed": TestAPartialRoomGoesOnAfterAKill, "partial, judged again": TestWhatThePartialStateCouldNotTellIsJudgedAgain,
+	} {
+		t.Run(name, story)
+	}
 }
 
 func (w *world) addKey(name matrix.ServerName, seed byte) {

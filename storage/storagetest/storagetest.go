@@ -31,10 +31,16 @@ func New(t testing.TB) *storage.DB {
 	return open(t, SQLiteURL(t))
 }
 
+// NewPostgreSQL opens an empty PostgreSQL database that goes with the test, or skips it: see PostgreSQLURL.
+func NewPostgreSQL(t testing.TB) *storage.DB {
+	t.Helper()
+	return open(t, PostgreSQLURL(t))
+}
+
 // Each runs the test on an empty SQLite and on an empty PostgreSQL.
 func Each(t *testing.T, test func(t *testing.T, db *storage.DB)) {
 	t.Run("sqlite", func(t *testing.T) { test(t, New(t)) })
-	t.Run("postgres", func(t *testing.T) { test(t, open(t, PostgreSQLURL(t))) })
+	t.Run("postgres", func(t *testing.T) { test(t, NewPostgreSQL(t)) })
 }
 
 // EachURL is Each for tests that open the database themselves.
