@@ -12,6 +12,7 @@ import (
 
 	"parley.im/parley/server/matrix"
 	"parley.im/parley/storage"
+	"parley.im/parley/storage/storagetest"
 )
 
 // partialWorld is a world in which server two joins with the members left out. Until open is called, nobody gives it the state.
@@ -405,4 +406,40 @@ func TestLeavingAPartialRoomDoesNotWait(t *testing.T) {
 	if diff := cmp.Diff(w.one.wholeState(w.room), w.two.wholeState(w.room)); diff != "" {
 		t.Error(diff)
 	}
+}
+
+// on replaces server two by one on another database.
+func (w *partialWorld) on(db *storage.DB) {
+	w.two.foreign.partial.close()
+	o := w.two.o
+	o.DB = db
+	s := New(o)
+	w.servers["two"] = s
+	w.two = w.at("two")
+	w.t.Cleanup(func() { s.foreign.partial.close(); s.foreign.inbound.close() })
+}
+
+func TestAPartialRoomOnEachDatabase(t *testing.T) {
+	storagetest.Each(t, func(t *testing.T, db *storage.DB) {
+		w := newPartialWorld(t, "11", 5)
+		w.on(db)
+		w.hold("one")
+		w.two.join(w.room, "@bob:two", "one")
+		w.one.get("two", w.two.snap(w.room).Tip...)
+		w.give(w.one.comeIn(w.room, "@new:one"))
+		w.give(w.one.say(w.room, "@m3:one", "hello"))
+		w.give(w.one.set(w.room, "@m3:one", matrix.TypeMember, "@m3:one", `{"membership":"leave"}`))
+		w.open("one")
+		w.two.finish()
+		if diff := cmp.Diff(w.one.wholeState(w.room), w.two.wholeState(w.room)); diff != "" {
+			t.Error(diff)
+		}
+		if diff := cmp.Diff([]string{"hello"}, w.two.timeline(w.room)); diff != "" {
+			t.Error(diff)
+		}
+		w.on(db) // a restart
+		if snap := w.two.snap(w.room); snap.PartialState || snap.WholePos == 0 || snap.JoinedCount != 7 || snap.Servers["one"] != 6 {
+			t.Errorf("after a restart: partial %t, whole since %d, %d members, servers %v", snap.PartialState, snap.WholePos, snap.JoinedCount, snap.Servers)
+		}
+	})
 }
