@@ -171,6 +171,9 @@ func (c *Config) complete() error {
 	if err := c.Voice.Validate(); err != nil {
 		return fmt.Errorf("voice.%w", err)
 	}
+	if err := c.Rooms.Retention.Validate(); err != nil {
+		return fmt.Errorf("rooms.retention.%w", err)
+	}
 	return c.Federation.Validate()
 }
 

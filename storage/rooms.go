@@ -31,6 +31,8 @@ const (
 	BeingDeleted RoomFlags = 1 << 17
 	// OpenRoom: anybody may join it, or read it. Its members may be found in the user directory.
 	OpenRoom RoomFlags = 1 << 18
+	// AsksRetention: the room has, or had, an m.room.retention event.
+	AsksRetention RoomFlags = 1 << 19
 )
 
 // Room is a room as it is stored.
@@ -122,6 +124,16 @@ func (db *DB) RoomIDOf(ctx context.Context, num int64) (matrix.RoomID, error) {
 func (db *DB) RoomIDs(ctx context.Context, after matrix.RoomID, limit int) ([]matrix.RoomID, error) {
 	var ids []matrix.RoomID
 	err := db.Read(ctx).Raw("SELECT room_id FROM rooms WHERE room_id > ? AND pos > 0 ORDER BY room_id LIMIT ?", string(after), limit).Scan(&ids).Error
+	return ids, err
+}
+
+// RoomIDsWith is RoomIDs for rooms that have any of the flags; 0: all.
+func (db *DB) RoomIDsWith(ctx context.Context, flags RoomFlags, after matrix.RoomID, limit int) ([]matrix.RoomID, error) {
+	if flags == 0 {
+		return db.RoomIDs(ctx, after, limit)
+	}
+	var ids []matrix.RoomID
+	err := db.Read(ctx).Raw("SELECT room_id FROM rooms WHERE room_id > ? AND pos > 0 AND flags & ? <> 0 ORDER BY room_id LIMIT ?", string(after), int64(flags), limit).Scan(&ids).Error
 	return ids, err
 }
 

@@ -841,3 +841,22 @@ func TestLegalHoldKeepsWhatIsDeleted(t *testing.T) {
 		}
 	})
 }
+
+func TestRetentionPolicyThatCannotHoldIsRefused(t *testing.T) {
+	for _, c := range []struct {
+		policy RetentionPolicy
+		ok     bool
+	}{
+		{RetentionPolicy{}, true},
+		{RetentionPolicy{Default: 2, Min: 1, Max: 3}, true},
+		{RetentionPolicy{Min: 1}, true},
+		{RetentionPolicy{Min: -1}, false},
+		{RetentionPolicy{Min: 2, Max: 1}, false},
+		{RetentionPolicy{Default: 2, Max: 1}, false},
+		{RetentionPolicy{Default: 1, Min: 2}, false},
+	} {
+		if err := (RetentionConfig{Public: c.policy}).Validate(); (err == nil) != c.ok {
+			t.Errorf("%+v: %v", c.policy, err)
+		}
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"time"
 
 	"parley.im/parley/server/matrix"
@@ -36,6 +37,24 @@ type RetentionPolicy struct {
 	Min time.Duration `mapstructure:"min" yaml:"min"`
 	// Max is the longest lifetime, also in rooms that do not ask for one.
 	Max time.Duration `mapstructure:"max" yaml:"max"`
+}
+
+// Validate refuses bounds that nothing could keep to.
+func (c RetentionConfig) Validate() error {
+	for _, p := range []struct {
+		name   string
+		policy RetentionPolicy
+	}{{"direct", c.Direct}, {"private", c.Private}, {"public", c.Public}} {
+		switch {
+		case p.policy.Default < 0 || p.policy.Min < 0 || p.policy.Max < 0:
+			return fmt.Errorf("%s: a lifetime cannot be negative", p.name)
+		case p.policy.Max > 0 && (p.policy.Min > p.policy.Max || p.policy.Default > p.policy.Max):
+			return fmt.Errorf("%s: max is shorter than min or default", p.name)
+		case p.policy.Default > 0 && p.policy.Default < p.policy.Min:
+			return fmt.Errorf("%s: default is shorter than min", p.name)
+		}
+	}
+	return nil
 }
 
 // retention is what a room asks for; 0 is nothing.
@@ -157,8 +176,8 @@ func (p Past) wasTaken(e *matrix.Event) bool {
 	return p.isOver(e) && (p.point.FromMS == 0 || e.OriginServerTS() < max(p.point.FromMS, p.point.BeforeMS, p.expired))
 }
 
-// hides looks up the room of an event.
-func (s *Service) hides(ctx context.Context, e *storage.Event) (bool, error) {
+// IsPast reports whether an event has expired, or was purged, so that nobody may read it any more.
+func (s *Service) IsPast(ctx context.Context, e *storage.Event) (bool, error) {
 	r, err := s.Room(ctx, e.RoomID())
 	if errors.Is(err, errNoRoom) || errors.Is(err, errBeingDeleted) {
 		return true, nil
@@ -175,9 +194,13 @@ func (s *Service) scheduleRetention(ctx context.Context) error {
 	if !s.o.Config.Retention.Enabled {
 		return nil
 	}
+	asking := storage.AsksRetention
+	if c := &s.o.Config.Retention; c.Direct != (RetentionPolicy{}) || c.Private != (RetentionPolicy{}) || c.Public != (RetentionPolicy{}) {
+		asking = 0 // the policy is for all rooms
+	}
 	after := matrix.RoomID("")
 	for {
-		ids, err := s.o.DB.RoomIDs(ctx, after, 100)
+		ids, err := s.o.DB.RoomIDsWith(ctx, asking, after, 100)
 		if err != nil || len(ids) == 0 {
 			return err
 		}

@@ -57,7 +57,7 @@ func (s *Service) EventForServer(ctx context.Context, server matrix.ServerName, 
 	if err := s.CheckServer(ctx, e.RoomID(), server); err != nil {
 		return nil, err
 	}
-	if gone, err := s.hides(ctx, e); err != nil {
+	if gone, err := s.IsPast(ctx, e); err != nil {
 		return nil, err
 	} else if gone && !e.IsState() {
 		return nil, matrix.NotFound("there is no such event here")
@@ -150,7 +150,7 @@ func (s *Service) stateForServer(ctx context.Context, server matrix.ServerName, 
 	if err != nil {
 		return nil, nil, err
 	}
-	gone, err := s.hides(ctx, e)
+	gone, err := s.IsPast(ctx, e)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -411,6 +411,9 @@ func (u *update) commit() error {
 	} else {
 		u.setFlags(0, storage.OpenRoom)
 	}
+	if u.snap.retention != (retention{}) {
+		u.snap.row.Flags |= storage.AsksRetention
+	}
 	row := &u.add.Room
 	*row = u.snap.row
 	row.Root, row.Depth, row.Tip = u.snap.Root, u.snap.Depth, make([]int64, len(u.snap.Tip))

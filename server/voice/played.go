@@ -106,5 +106,17 @@ func (s *Service) Played(ctx context.Context, user matrix.UserID, room matrix.Ro
 // Inbox lists the voice messages in clear that a user has not played yet, over all rooms, oldest first, from after a stream
 // position, and counts all of them.
 func (s *Service) Inbox(ctx context.Context, user matrix.UserID, after int64, limit int) (events []*storage.Event, total int, err error) {
-	return s.DB.UnplayedVoice(ctx, user, after, limit)
+	found, total, err := s.DB.UnplayedVoice(ctx, user, after, limit)
+	for _, e := range found {
+		gone, err := s.Rooms.IsPast(ctx, e)
+		if err != nil {
+			return nil, 0, err
+		}
+		if gone {
+			total--
+		} else {
+			events = append(events, e)
+		}
+	}
+	return events, total, err
 }
