@@ -67,7 +67,7 @@ func newWorld(t testing.TB, cfg Config) *world {
 		ServerName: name, DB: db, Users: users, Rooms: rooms, Media: files, Sync: sync, Log: log, DefaultRoomVersion: "11",
 		Keys:  keys.New(keys.Options{Config: keys.DefaultConfig(), ServerName: name, DB: db, Log: log}),
 		Push:  push.New(push.Options{Config: push.DefaultConfig(), DB: db, Log: log}),
-		Voice: voice.New(voice.Options{Config: voice.DefaultConfig(), DB: db, Media: files, Log: log}),
+		Voice: voice.New(voice.Options{Config: voice.DefaultConfig(), DB: db, Media: files, Rooms: rooms, Log: log}),
 	})
 	engine, err := a.engine(a.routes())
 	if err != nil {

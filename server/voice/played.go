@@ -106,17 +106,29 @@ func (s *Service) Played(ctx context.Context, user matrix.UserID, room matrix.Ro
 // Inbox lists the voice messages in clear that a user has not played yet, over all rooms, oldest first, from after a stream
 // position, and counts all of them.
 func (s *Service) Inbox(ctx context.Context, user matrix.UserID, after int64, limit int) (events []*storage.Event, total int, err error) {
-	found, total, err := s.DB.UnplayedVoice(ctx, user, after, limit)
-	for _, e := range found {
-		gone, err := s.Rooms.IsPast(ctx, e)
+	// A page is filled up, since a short one would be taken for the last.
+	for gone := 0; len(events) < limit; {
+		asked := limit - len(events)
+		found, all, err := s.DB.UnplayedVoice(ctx, user, after, asked)
 		if err != nil {
 			return nil, 0, err
 		}
-		if gone {
-			total--
-		} else {
-			events = append(events, e)
+		for _, e := range found {
+			past, err := s.Rooms.IsPast(ctx, e)
+			if err != nil {
+				return nil, 0, err
+			}
+			if past {
+				gone++
+			} else {
+				events = append(events, e)
+			}
 		}
+		total = all - gone
+		if len(found) < asked {
+			break
+		}
+		after = found[len(found)-1].Pos
 	}
-	return events, total, err
+	return events, total, nil
 }
