@@ -94,3 +94,25 @@ export async function hold(page, milliseconds) {
     await page.mouse.up();
     return Date.now();
 }
+
+/** Scrolls to the beginning as a wheel does, and says how long frames took meanwhile. Milliseconds. */
+export function scrollToStart(page, selector, until) {
+    return page.evaluate(
+        async ([selector, until]) => {
+            const list = document.querySelector(selector);
+            const frames = [];
+            let last = performance.now();
+            const end = last + 60_000;
+            while (performance.now() < end && !document.querySelector(until)) {
+                list.scrollTop -= 400;
+                const now = await new Promise(requestAnimationFrame);
+                frames.push(now - last);
+                last = now;
+            }
+            frames.sort((a, b) => a - b);
+            const at = (share) => Math.round(frames[Math.floor((frames.length - 1) * share)]);
+            return { frames: frames.length, median: at(0.5), p95: at(0.95), longest: at(1) };
+        },
+        [selector, until],
+    );
+}

@@ -70,3 +70,22 @@ export async function sendRecording(server, room, recording) {
     const { content_uri: url } = await ask(server, "POST", "/_matrix/media/v3/upload?filename=Voice.ogg", recording, "audio/ogg");
     await send(server, room, { msgtype: "m.audio", body: "Voice.ogg", url, info: { mimetype: "audio/ogg" }, "org.matrix.msc3245.voice": {} });
 }
+
+/** A person with many rooms, and one room with many messages, the first of which is `message 0`. Gives that room. */
+export async function busyPerson(server, name, password, { rooms, messages }) {
+    const body = { username: name, password, auth: { type: "m.login.dummy" } };
+    const { access_token } = await ask({ ...server, users: [{}] }, "POST", "/_matrix/client/v3/register", body);
+    const theirs = { ...server, users: [{ access_token }] };
+    const inParallel = async (count, run) => {
+        let next = 0;
+        const worker = async () => {
+            while (next < count) await run(next++);
+        };
+        await Promise.all(Array.from({ length: 8 }, worker));
+    };
+    const { room_id: room } = await ask(theirs, "POST", "/_matrix/client/v3/createRoom", { name: "The long one" });
+    await inParallel(rooms - 1, (i) => ask(theirs, "POST", "/_matrix/client/v3/createRoom", { name: `Room ${i}` }));
+    await send(theirs, room, { msgtype: "m.text", body: "message 0" });
+    await inParallel(messages - 1, (i) => send(theirs, room, { msgtype: "m.text", body: `message ${i + 1} ${"and so on ".repeat(i % 7)}` }));
+    return { room };
+}

@@ -4,9 +4,9 @@
 //
 // Needs Chromium (CHROMIUM, or /usr/bin/chromium). Ends with status 1 if anything does not work, if a page throws, or if axe
 // finds an accessibility fault on any page or dialog, on a phone or a desktop, light or dark.
-import { bytesOf, desktop, fail, failed, hold, launch, phone, step } from "./browser.mjs";
+import { bytesOf, desktop, fail, failed, hold, launch, phone, scrollToStart, step } from "./browser.mjs";
 import { longRecording } from "./recordings.mjs";
-import { ask, freshServer, send, sendRecording, twoServers } from "./servers.mjs";
+import { ask, busyPerson, freshServer, send, sendRecording, twoServers } from "./servers.mjs";
 import { speechService } from "./speech.mjs";
 
 const [parley, screenshots] = process.argv.slice(2);
@@ -102,8 +102,54 @@ async function newcomers() {
     }
 }
 
+/** With many rooms and messages, and without a mouse. */
+async function busy() {
+    const { room } = await busyPerson(one, "carol", password, { rooms: 200, messages: 2000 });
+    const carol = await open(one.client_url, desktop);
+    const press = async (key, until) => {
+        for (let i = 0; i < 40; i++) {
+            await carol.keyboard.press(key);
+            if (await carol.evaluate((selector) => document.activeElement.matches(selector), until)) return;
+        }
+        throw new Error(`${key} does not lead to ${until}`);
+    };
+    await step("by keyboard alone: sign in, open a conversation, write, act on a message", async () => {
+        await carol.keyboard.type("carol");
+        await carol.keyboard.press("Tab");
+        await carol.keyboard.type(password);
+        const start = Date.now();
+        await carol.keyboard.press("Enter");
+        await carol.waitForSelector(".rows .row");
+        const signedIn = Date.now() - start;
+        await press("Tab", ".rows a.row");
+        await carol.keyboard.press("Enter");
+        await carol.waitForSelector("textarea:focus");
+        await carol.keyboard.type("Without a mouse");
+        await carol.keyboard.press("Enter");
+        await carol.waitForSelector("article >> text=Without a mouse");
+        await press("Shift+Tab", ".timeline, .timeline *");
+        await carol.keyboard.press("ArrowUp");
+        await carol.keyboard.press("Enter");
+        await carol.waitForSelector("dialog .menu");
+        await carol.keyboard.press("Escape");
+        await carol.waitForSelector("dialog", { state: "detached" });
+        await carol.waitForSelector("article:focus");
+        return `200 rooms ${signedIn} ms after the password`;
+    });
+    await step("2,000 messages are scrolled through", async () => {
+        if (roomOf(carol) !== room) throw new Error("another room is open");
+        const frames = await scrollToStart(carol, ".timeline", ".hint.centre");
+        await carol.waitForSelector("article >> text=message 0");
+        const kept = await carol.locator("article").count();
+        if (kept > 300) throw new Error(`${kept} messages are kept on the page`);
+        return `frames of ${frames.median} ms, 95 % within ${frames.p95} ms`;
+    });
+    await carol.context().close();
+}
+
 async function story() {
     await newcomers();
+    await busy();
     const alice = await open(one.client_url, desktop, { colorScheme: "dark" });
     const bob = await open(two.client_url, phone, { locale: "de-DE" });
     await look(alice, "login");

@@ -78,7 +78,7 @@ export function PeoplePicker({ label, without = [], onPick }: Props) {
                                 <span>{person.user}</span>
                                 {person.doubt && <span class="doubt">{person.doubt}</span>}
                             </span>
-                            {serverOf(person.user) !== server && <span class="tag">{t("people.elsewhere")}</span>}
+                            {serverOf(person.user) !== server && !person.doubt && <span class="tag">{t("people.elsewhere")}</span>}
                         </button>
                     </li>
                 ))}

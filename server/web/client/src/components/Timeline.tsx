@@ -12,7 +12,7 @@ import { Message } from "./Message";
 import { OutgoingMessage } from "./OutgoingMessage";
 
 /** So many messages come and go together when one scrolls. */
-const chunkSize = 40;
+const chunkSize = 20;
 /** How far from sight messages are kept, in pixels. */
 const margin = 1500;
 /** How many earlier messages are looked through for the one that a link leads to. */
@@ -186,7 +186,7 @@ export function Timeline({ room, eventId }: { room: Room; eventId?: string }) {
                     {chunks(describe(room, events, readUpTo.current), anchor).map((chunk) => (
                         <Messages key={chunk.key} chunk={chunk} events={events} root={list} />
                     ))}
-                    {events.length === 0 && !more && outgoing.length === 0 && <p class="empty">{t("room.empty")}</p>}
+                    {!more && outgoing.length === 0 && events.every((event) => event.isState()) && <p class="empty">{t("room.empty")}</p>}
                     {outgoing.map((item) => (
                         <OutgoingMessage key={item.id} item={item} />
                     ))}
@@ -216,7 +216,7 @@ function describe(room: Room, events: MatrixEvent[], readUpTo: string | null): S
         const first = newDay || unreadFrom || lastSender !== event.getSender();
         lastDay = number;
         lastSender = event.isState() ? undefined : event.getSender();
-        return { event, day: newDay ? day(event.getTs()) : undefined, first, unreadFrom, readBy: readers.get(event) ?? [] };
+        return { event, day: newDay ? day(event.getTs()) : undefined, first, unreadFrom, readBy: event.isState() ? [] : (readers.get(event) ?? []) };
     });
 }
 
