@@ -224,11 +224,21 @@ func (c *call) boolean(name string) (bool, error) {
 // allowAllOrigins lets web clients from anywhere in. Spec v1.19 client-server-api/#web-browser-clients
 func allowAllOrigins(g *gin.Context) {
 	h := g.Writer.Header()
-	h.Set("Access-Control-Allow-Origin", "*")
-	h.Set("Access-Control-Allow-Methods", "GET, HEAD, POST, PUT, DELETE, OPTIONS")
-	h.Set("Access-Control-Allow-Headers", "X-Requested-With, Content-Type, Authorization, Date, Range, If-Match, If-None-Match, If-Range")
-	h.Set("Access-Control-Expose-Headers", "Content-Range, Accept-Ranges, ETag, Retry-After, Location, X-Request-ID")
-	h.Set("Access-Control-Max-Age", "86400")
+	for i := range originHeaders {
+		h[originHeaders[i].name] = originHeaders[i].value
+	}
+}
+
+// originHeaders are the same for every answer: the values are shared by all and never changed.
+var originHeaders = []struct {
+	name  string
+	value []string
+}{
+	{"Access-Control-Allow-Origin", []string{"*"}},
+	{"Access-Control-Allow-Methods", []string{"GET, HEAD, POST, PUT, DELETE, OPTIONS"}},
+	{"Access-Control-Allow-Headers", []string{"X-Requested-With, Content-Type, Authorization, Date, Range, If-Match, If-None-Match, If-Range"}},
+	{"Access-Control-Expose-Headers", []string{"Content-Range, Accept-Ranges, ETag, Retry-After, Location, X-Request-ID"}},
+	{"Access-Control-Max-Age", []string{"86400"}},
 }
 
 func requestID() string {

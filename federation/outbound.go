@@ -113,7 +113,7 @@ func (s *Sender) hear(commit storage.Commit) {
 	for i := range commit.Changes {
 		change := &commit.Changes[i]
 		for _, e := range change.Events {
-			if e.Event.Sender().Server() == s.c.o.Server {
+			if !e.OnlyHere && e.Event.Sender().Server() == s.c.o.Server {
 				s.incoming.events = append(s.incoming.events, e)
 				found = true
 			}

@@ -27,7 +27,8 @@ type notifier struct {
 	rooms map[matrix.RoomID]bool
 	all   bool // too much to remember: all rooms
 	read  map[matrix.UserID]bool
-	heard bool // transcripts have come
+	heard bool  // transcripts have come
+	none  int64 // the newest position at which nobody had a pusher: there is nothing to tell up to it
 
 	held []held // in the order in which they are to be told; of run alone
 }
@@ -48,8 +49,13 @@ func newNotifier(h *house) *notifier {
 }
 
 func (n *notifier) hear(c storage.Commit) {
+	none := n.h.push.KnownNone()
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if none {
+		n.none = c.Position
+		return
+	}
 	for i := range c.Changes {
 		change := &c.Changes[i]
 		n.all = n.all || change.Foreign
@@ -75,7 +81,7 @@ func (n *notifier) hear(c storage.Commit) {
 }
 
 // take empties the notes.
-func (n *notifier) take() (rooms, read []string, all bool) {
+func (n *notifier) take() (rooms, read []string, all bool, none int64) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for id := range n.rooms {
@@ -88,7 +94,7 @@ func (n *notifier) take() (rooms, read []string, all bool) {
 	clear(n.rooms)
 	clear(n.read)
 	n.all, n.heard = false, false
-	return rooms, read, all
+	return rooms, read, all, n.none
 }
 
 // run ends with ctx.
@@ -100,7 +106,8 @@ func (n *notifier) run(ctx context.Context) error {
 	}
 	noted, notedAt, fresh := from, time.Now(), false
 	for {
-		rooms, read, all := n.take()
+		rooms, read, all, none := n.take()
+		from = max(from, none)
 		to := n.h.db.Position()
 		any, err := n.h.push.Any(ctx)
 		if err == nil && any {

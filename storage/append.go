@@ -390,11 +390,20 @@ func (in *inserter) flush() error {
 }
 
 func (in *inserter) write(args []any) error {
-	query := "INSERT INTO " + in.table + " (" + in.columns + ") VALUES " + placeholders(len(args)/in.width, in.width) + in.suffix
-	if _, err := in.tx.exec(query, args...); err != nil {
+	if _, err := in.tx.exec(in.statement(len(args)/in.width), args...); err != nil {
 		return fmt.Errorf("insert into %s: %w", in.table, err)
 	}
 	return nil
+}
+
+// statement is that for so many rows. SQLite copies every page that a statement of several rows touches, to be able to take back the
+// statement alone: OR FAIL spares that. We take back the whole write.
+func (in *inserter) statement(rows int) string {
+	insert := "INSERT INTO "
+	if rows > 1 && in.suffix == "" && in.tx.Dialect() == SQLite {
+		insert = "INSERT OR FAIL INTO "
+	}
+	return insert + in.table + " (" + in.columns + ") VALUES " + placeholders(rows, in.width) + in.suffix
 }
 
 // placeholders is "(?,?),(?,?)" for so many rows of so many columns.

@@ -42,6 +42,8 @@ type CommittedEvent struct {
 	Straight bool
 	// Handed is set on the event by which this server came into a room, with the help of another, which passes it on.
 	Handed bool
+	// OnlyHere says that no other server has anybody in the room, and that none had whom the event put out.
+	OnlyHere bool
 }
 
 // Topic is a kind of news that is not an event.

@@ -196,9 +196,17 @@ func (db *DB) begin(ctx context.Context) (*transaction, error) {
 		tx := db.write.WithContext(ctx).Begin()
 		return &transaction{DB: tx}, tx.Error
 	}
-	tx := &transaction{db.write.WithContext(ctx), db.pin}
+	tx := &transaction{db.write, db.pin} // its one connection
 	_, err := tx.exec("BEGIN IMMEDIATE")
 	return tx, err
+}
+
+// handle is what a write is given: one that starts each statement afresh.
+func (t *transaction) handle() *gorm.DB {
+	if t.pin != nil {
+		return t.DB // is one already
+	}
+	return t.Session(&gorm.Session{NewDB: true, Context: context.Background()})
 }
 
 // exec runs a statement that gives no rows and returns how many rows it changed. It is Exec for what is done often.

@@ -229,7 +229,7 @@ func (b *batch) run(jobs []*job) (err error) {
 
 // runJob runs one write in a savepoint (none is needed when it is alone) and leaves its error in j.err.
 func (b *batch) runJob(j *job, i int, alone bool) {
-	j.tx = &Tx{DB: b.tx.Session(&gorm.Session{NewDB: true, Context: context.Background()}), batch: b}
+	j.tx = &Tx{DB: b.tx.handle(), batch: b}
 	before := b.counter
 	defer func() {
 		if v := recover(); v != nil {

@@ -1,7 +1,9 @@
 package matrix
 
 import (
+	"crypto/ed25519"
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
@@ -68,12 +70,19 @@ func ParseTemplate(raw []byte, version *RoomVersion) (*Builder, error) {
 // Template is the event without hashes and signatures, for our answers to make_join and its like. The error is a
 // *Error as that of Build.
 func (b *Builder) Template(version *RoomVersion) (json.RawMessage, error) {
-	return b.appendUnsigned(nil, version, "")
+	template, _, err := b.appendUnsigned(nil, version, "")
+	return template, err
 }
 
 // AuthKeys lists the state that must be in the event's auth_events; see [AuthKeys].
 func (b *Builder) AuthKeys(version *RoomVersion) []StateTuple {
-	return AuthKeys(version, b.Sender, b.Type, b.StateKey, b.Content)
+	content := b.Content
+	if b.Type == TypeMember {
+		if canonical, err := CanonicalJSONLoose(nil, content); err == nil { // Build tells the error
+			content = canonical
+		}
+	}
+	return AuthKeys(version, b.Sender, b.Type, b.StateKey, content)
 }
 
 // Build hashes and signs the event. The error is a *Error if the content is not canonical JSON of the version or a
@@ -83,45 +92,60 @@ func (b *Builder) Build(version *RoomVersion, server ServerName, key *SigningKey
 	if version.EventIDInEvent && id == "" {
 		id = EventID("$" + randomLetters() + ":" + string(server))
 	}
-	body, err := b.appendUnsigned(make([]byte, 0, len(b.Content)+1024), version, id)
+	body, cuts, err := b.appendUnsigned(make([]byte, 0, len(b.Content)+1024), version, id)
 	if err != nil {
 		return nil, err
 	}
-	hash := contentHash(body)
-	hashes := append(make([]byte, 0, 64), `{"sha256":"`...)
-	hashes = append(base64.RawStdEncoding.AppendEncode(hashes, hash[:]), `"}`...)
-	body = setMember(body, "hashes", hashes)
-
-	f, ok := fieldsOf(body)
-	if !ok {
-		return nil, fmt.Errorf("built an event that cannot be read")
-	}
-	var stack [2048]byte
-	signed := appendRedacted(stack[:0], body, &f, version, true)
+	hash := sha256.Sum256(body)
 	e := &Event{version: version}
-	e.json = addSignature(body, string(server), key.ID, key.Sign(signed))
+	var signature []byte
+	e.json, signature = cuts.insert(body, hash, server, key.ID)
 	if len(e.json) > MaxEventBytes {
 		return nil, TooLarge("the event would have %d bytes, more than %d", len(e.json), MaxEventBytes)
 	}
-	f, _ = fieldsOf(e.json)
+	f, ok := fieldsOf(e.json)
+	if !ok {
+		return nil, fmt.Errorf("built an event that cannot be read")
+	}
 	if err := f.check(version); err != nil {
 		return nil, err
 	}
+	var stack [2048]byte
+	signed := appendRedacted(stack[:0], e.json, &f, version, true)
+	base64.RawStdEncoding.Encode(signature, key.Sign(signed))
 	e.fill(&f)
 	if !version.EventIDInEvent {
-		e.id = eventIDOf(e.referenceHash(&f), version)
+		e.id = eventIDOf(sha256.Sum256(signed), version) // the reference hash is of the same bytes
 	}
 	return e, e.finish()
 }
 
+// cuts are the offsets in an unsigned event at which its hashes and its signatures belong.
+type cuts struct{ hashes, signatures int }
+
+// insert returns the event with hashes, and where the base64 of the signature is to be written.
+func (c cuts) insert(body []byte, hash [32]byte, server ServerName, key KeyID) (event, signature []byte) {
+	size := base64.RawStdEncoding.EncodedLen(ed25519.SignatureSize)
+	event = make([]byte, 0, len(body)+len(server)+len(key)+size+96)
+	event = append(append(event, body[:c.hashes]...), `,"hashes":{"sha256":"`...)
+	event = append(base64.RawStdEncoding.AppendEncode(event, hash[:]), `"}`...)
+	event = append(append(event, body[c.hashes:c.signatures]...), `,"signatures":{`...)
+	event = append(AppendJSONString(event, string(server)), `:{`...)
+	event = append(AppendJSONString(event, string(key)), `:"`...)
+	at := len(event)
+	event = append(event, make([]byte, size)...)
+	event = append(append(event, `"}}`...), body[c.signatures:]...)
+	return event, event[at : at+size]
+}
+
 // appendUnsigned appends the event without hashes and signatures, its members in order.
-func (b *Builder) appendUnsigned(dst []byte, v *RoomVersion, id EventID) ([]byte, error) {
+func (b *Builder) appendUnsigned(dst []byte, v *RoomVersion, id EventID) (_ []byte, c cuts, err error) {
 	content, err := canonicalJSON(make([]byte, 0, len(b.Content)+64), b.Content, !v.CanonicalJSON)
 	if err != nil {
-		return nil, err
+		return nil, c, err
 	}
 	if !isObject(content) {
-		return nil, BadJSON("the content of an event must be an object")
+		return nil, c, BadJSON("the content of an event must be an object")
 	}
 	if b.Redacts != "" && v.RedactsInContent {
 		content = setMember(content, "redacts", AppendJSONString(nil, string(b.Redacts)))
@@ -133,6 +157,7 @@ func (b *Builder) appendUnsigned(dst []byte, v *RoomVersion, id EventID) ([]byte
 	if v.EventIDInEvent && id != "" {
 		dst = AppendJSONString(appendKey(dst, "event_id"), string(id))
 	}
+	c.hashes = len(dst)
 	if !b.Time.IsZero() {
 		dst = strconv.AppendInt(appendKey(dst, "origin_server_ts"), b.Time.UnixMilli(), 10)
 	}
@@ -145,11 +170,12 @@ func (b *Builder) appendUnsigned(dst []byte, v *RoomVersion, id EventID) ([]byte
 		dst = AppendJSONString(appendKey(dst, "room_id"), string(b.RoomID))
 	}
 	dst = AppendJSONString(appendKey(dst, "sender"), string(b.Sender))
+	c.signatures = len(dst)
 	if b.StateKey != nil {
 		dst = AppendJSONString(appendKey(dst, "state_key"), *b.StateKey)
 	}
 	dst = AppendJSONString(appendKey(dst, "type"), b.Type)
-	return append(dst, '}'), nil
+	return append(dst, '}'), c, nil
 }
 
 // appendRefs appends prev_events or auth_events: IDs, or in room versions 1 and 2 pairs of an ID and a hash.

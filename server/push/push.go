@@ -122,6 +122,12 @@ func (p *Push) rouse() {
 	}
 }
 
+// KnownNone reports whether it is known at this moment, without asking the database, that nobody has a pusher.
+func (p *Push) KnownNone() bool {
+	any, known := p.any.Kept(struct{}{})
+	return known && !any
+}
+
 // Compiled returns the user's rules, made ready; from memory when warm.
 func (p *Push) Compiled(ctx context.Context, user matrix.UserID) (*Compiled, error) {
 	return p.compiled.Load(user, func() (*Compiled, error) {

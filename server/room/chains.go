@@ -293,7 +293,7 @@ func (q *resolving) chainEvents(ctx context.Context, ids []matrix.EventID) ([]*s
 		return nil, err
 	}
 	for _, id := range ids {
-		if e := q.fresh.byID[id]; e != nil {
+		if e := q.fresh.byID(id); e != nil {
 			found = append(found, e)
 		}
 	}

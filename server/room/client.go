@@ -90,10 +90,7 @@ func (s *Service) encode(ctx context.Context, e *storage.Event, fresh *staged) (
 // unsigned sets what is the same for all readers.
 func (s *Service) unsigned(ctx context.Context, o *matrix.ClientOptions, e *storage.Event, fresh *staged) error {
 	if e.RedactedBy != "" {
-		redaction := (*storage.Event)(nil)
-		if fresh != nil {
-			redaction = fresh.byID[e.RedactedBy]
-		}
+		redaction := fresh.byID(e.RedactedBy)
 		if redaction == nil {
 			var err error
 			if redaction, err = s.o.DB.EventByID(ctx, e.RedactedBy); err != nil && !errors.Is(err, storage.ErrNotFound) {

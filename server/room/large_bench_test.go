@@ -264,7 +264,7 @@ func (w *largeWorld) benchState(b *testing.B) {
 						b.StartTimer()
 					}
 					w.resolved.clear()
-					if _, err := w.resolve(ctx, r, roots, &staged{events: map[int64]*storage.Event{}, byID: map[matrix.EventID]*storage.Event{}}); err != nil {
+					if _, err := w.resolve(ctx, r, roots, &staged{}); err != nil {
 						b.Fatal(err)
 					}
 				}

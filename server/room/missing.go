@@ -453,7 +453,7 @@ func (u *update) appendOutliers(verdicts []judged) ([]*storage.Event, error) {
 		all = append(all, known...)
 	}
 	for _, j := range verdicts {
-		switch e := u.fresh.byID[j.ID()]; {
+		switch e := u.fresh.byID(j.ID()); {
 		case here[j.ID()]:
 			continue
 		case e != nil:

@@ -340,7 +340,7 @@ func (s *Service) takeOut(ctx context.Context, r *Room, job *storage.PurgeJob, p
 			return err
 		}
 		for _, e := range events {
-			if changed := u.fresh.events[e.Num]; changed != nil {
+			if changed := u.fresh.byNum(e.Num); changed != nil {
 				e = changed
 			}
 			tip := false
@@ -410,7 +410,7 @@ func (s *Service) dropRows(ctx context.Context, r *Room, job *storage.PurgeJob, 
 			return err
 		}
 		for _, e := range events {
-			if changed := u.fresh.events[e.Num]; changed != nil {
+			if changed := u.fresh.byNum(e.Num); changed != nil {
 				e = changed
 			}
 			switch {

@@ -44,7 +44,7 @@ func (u *update) redactEarlier(e *storage.Event) error {
 		return err
 	}
 	for _, r := range redactions {
-		if err := u.redact(u.fresh.events[e.Num], r); err != nil {
+		if err := u.redact(u.fresh.byNum(e.Num), r); err != nil {
 			return err
 		}
 	}
@@ -106,5 +106,5 @@ func (u *update) replace(old, e *storage.Event) {
 		u.stage(e, false)
 		return
 	}
-	u.fresh.events[e.Num], u.fresh.byID[e.ID()] = e, e
+	u.fresh.put(e)
 }

@@ -188,22 +188,33 @@ func (u *update) build(b *matrix.Builder) (*matrix.Event, error) {
 	if err := u.follow(b); err != nil {
 		return nil, err
 	}
-	for _, key := range b.AuthKeys(u.room.Version) {
+	keys := b.AuthKeys(u.room.Version)
+	state := make([]*matrix.Event, 0, len(keys)+1)
+	b.AuthEvents = make([]matrix.EventID, 0, len(keys))
+	for _, key := range keys {
 		e, err := u.state(key.Type, key.StateKey)
 		if err != nil {
 			return nil, err
 		}
 		if e != nil {
 			b.AuthEvents = append(b.AuthEvents, e.ID())
+			state = append(state, e.Event)
 		}
 	}
 	if e := u.builtBefore(b); e != nil {
 		return e, nil
 	}
+	if u.snap.Create != nil {
+		state = append(state, u.snap.Create.Event)
+	}
 	if u.room.Version.EventIDInEvent {
 		b.ReferenceHash = u.referenceHash
 	}
-	return b.Build(u.room.Version, u.s.o.ServerName, u.s.o.Key)
+	e, err := b.Build(u.room.Version, u.s.o.ServerName, u.s.o.Key)
+	if b.Type != matrix.TypeMember { // of others the content does not say by what they are authorized
+		u.built = builtEvent{e, u.snap.Root, state}
+	}
+	return e, err
 }
 
 // follow sets the prev_events and the depth. A tip that is too wide for one event is first made narrower: see [Service.narrow].
@@ -232,7 +243,12 @@ func (u *update) referenceHash(id matrix.EventID) [32]byte {
 
 // allow checks an event of ours against the current state.
 func (u *update) allow(e *matrix.Event) error {
-	err := u.s.authorize(u.ctx, u.room.Num, e, u.snap.Root, u.fresh)
+	var err error
+	if u.built.event == e && u.built.root == u.snap.Root {
+		err = matrix.Authorize(e, among(u.built.state))
+	} else {
+		err = u.s.authorize(u.ctx, u.room.Num, e, u.snap.Root, u.fresh)
+	}
 	if auth := (*matrix.AuthError)(nil); errors.As(err, &auth) {
 		if e.Type() == matrix.TypePowerLevels && u.room.Version.PrivilegedCreators && auth.Rule == "10.4" { // wrong whoever sends it
 			return matrix.InvalidParam("%s", auth.Reason)

@@ -465,3 +465,23 @@ func TestCreatorsHaveNoPlaceAmongThePowerLevels(t *testing.T) {
 		}
 	}
 }
+
+// Most JSON libraries write a blank after a colon.
+func TestAuthEventsDoNotDependOnHowTheContentIsWritten(t *testing.T) {
+	s := newService(t, storagetest.New(t))
+	for _, content := range []string{`{"membership":"invite"}`, "{ \"membership\" : \"invite\" }", `{"reason":"x", "member\u0073hip": "invite"}`} {
+		room := create(t, s, CreateRequest{})
+		target := "@bob:" + string(s.o.ServerName)
+		id, err := s.Send(t.Context(), SendRequest{Room: room, Sender: alice, Type: matrix.TypeMember, StateKey: &target, Content: json.RawMessage(content)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		e, err := s.o.DB.EventByID(t.Context(), id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := len(e.AuthEvents()); got != 4 { // create, power levels, alice's join, join rules
+			t.Errorf("%s: %d auth events, want 4", content, got)
+		}
+	}
+}

@@ -17,10 +17,8 @@ func stateKey(e *matrix.Event) string {
 
 // event finds an event by its number, staged or stored. fresh may be nil.
 func (s *Service) event(ctx context.Context, num int64, fresh *staged) (*storage.Event, error) {
-	if fresh != nil {
-		if e := fresh.events[num]; e != nil {
-			return e, nil
-		}
+	if e := fresh.byNum(num); e != nil {
+		return e, nil
 	}
 	return s.o.DB.Event(ctx, num)
 }
@@ -32,7 +30,7 @@ func (s *Service) events(ctx context.Context, nums []int64, fresh *staged) ([]*s
 	events := make([]*storage.Event, len(nums))
 	var stored []int64
 	for i, num := range nums {
-		if events[i] = fresh.events[num]; events[i] == nil {
+		if events[i] = fresh.byNum(num); events[i] == nil {
 			stored = append(stored, num)
 		}
 	}
@@ -79,6 +77,11 @@ func (s *Service) lookup(ctx context.Context, room int64, root storage.StateRoot
 			found = append(found, e.Event)
 		}
 	}
+	return among(found), nil
+}
+
+// among looks events up in a short list.
+func among(found []*matrix.Event) matrix.StateLookup {
 	return func(typ, key string) *matrix.Event {
 		for _, e := range found {
 			if e.Is(typ, key) {
@@ -86,7 +89,7 @@ func (s *Service) lookup(ctx context.Context, room int64, root storage.StateRoot
 			}
 		}
 		return nil
-	}, nil
+	}
 }
 
 // authorize checks an event against a state. The error is a *matrix.AuthError, or of the database.
@@ -319,7 +322,7 @@ func (q *resolving) load(ids []matrix.EventID) ([]*matrix.Event, error) {
 	for _, id := range ids {
 		e := q.known[id]
 		if e == nil {
-			e = q.fresh.byID[id]
+			e = q.fresh.byID(id)
 		}
 		if e == nil {
 			missing = append(missing, id)

@@ -17,8 +17,72 @@ import (
 // staged are nodes and events that are not in the database yet.
 type staged struct {
 	nodes  storage.StateNodes
-	events map[int64]*storage.Event
-	byID   map[matrix.EventID]*storage.Event
+	events []*storage.Event // few; byNum and byID find them when they are many
+	nums   map[int64]int
+	ids    map[matrix.EventID]int
+}
+
+// fewStaged is how many events are looked through without maps.
+const fewStaged = 8
+
+// put adds an event or puts it in place of the one with the same number.
+func (f *staged) put(e *storage.Event) {
+	i := f.index(e.Num)
+	if i < 0 {
+		i = len(f.events)
+		f.events = append(f.events, nil)
+	}
+	f.events[i] = e
+	switch {
+	case len(f.events) <= fewStaged:
+	case f.nums == nil:
+		f.nums, f.ids = make(map[int64]int, 64), make(map[matrix.EventID]int, 64)
+		for i, e := range f.events {
+			f.nums[e.Num], f.ids[e.ID()] = i, i
+		}
+	default:
+		f.nums[e.Num], f.ids[e.ID()] = i, i
+	}
+}
+
+func (f *staged) index(num int64) int {
+	if f.nums != nil {
+		if i, ok := f.nums[num]; ok {
+			return i
+		}
+		return -1
+	}
+	return slices.IndexFunc(f.events, func(e *storage.Event) bool { return e.Num == num })
+}
+
+// byNum is nil for what is not staged.
+func (f *staged) byNum(num int64) *storage.Event {
+	if f == nil {
+		return nil
+	}
+	if i := f.index(num); i >= 0 {
+		return f.events[i]
+	}
+	return nil
+}
+
+// byID is nil for what is not staged.
+func (f *staged) byID(id matrix.EventID) *storage.Event {
+	if f == nil {
+		return nil
+	}
+	if f.ids != nil {
+		if i, ok := f.ids[id]; ok {
+			return f.events[i]
+		}
+		return nil
+	}
+	for _, e := range f.events {
+		if e.ID() == id {
+			return e
+		}
+	}
+	return nil
 }
 
 // update is a room as it shall be, for functions given to [Service.update]. It is valid only while the function runs.
@@ -44,11 +108,19 @@ type update struct {
 	whole bool
 	// resetWindow has the recent past read from the database again: it is not what it was.
 	resetWindow bool
+	built       builtEvent
+}
+
+// builtEvent is the newest event that build made, with the state that it looked up for it: enough to authorize the event.
+type builtEvent struct {
+	event *matrix.Event
+	root  storage.StateRoot
+	state []*matrix.Event
 }
 
 func newUpdate(ctx context.Context, s *Service, r *Room, moved int) *update {
 	u := &update{ctx: ctx, s: s, room: r, snap: *r.Snapshot(), moved: moved}
-	u.fresh = &staged{events: map[int64]*storage.Event{}, byID: map[matrix.EventID]*storage.Event{}}
+	u.fresh = &staged{}
 	u.add.OldRoot = u.snap.Root
 	u.add.Create = !u.snap.stored
 	u.add.Nodes = &u.fresh.nodes
@@ -143,11 +215,10 @@ func (u *update) restore(before update) {
 	// Nodes that nothing names do no harm.
 	fresh := u.fresh
 	*u = before
-	clear(fresh.events)
-	clear(fresh.byID)
+	fresh.events, fresh.nums, fresh.ids = nil, nil, nil
 	for _, list := range [][]*storage.Event{u.add.Events, u.add.Updates} {
 		for _, e := range list {
-			fresh.events[e.Num], fresh.byID[e.ID()] = e, e
+			fresh.put(e)
 		}
 	}
 }
@@ -158,14 +229,13 @@ func (u *update) stage(e *storage.Event, isNew bool) {
 	} else {
 		u.add.Updates = append(u.add.Updates, e)
 	}
-	u.fresh.events[e.Num] = e
-	u.fresh.byID[e.ID()] = e
+	u.fresh.put(e)
 	u.dirty = true
 }
 
 // known finds an event that is stored or staged; nil if there is none.
 func (u *update) known(id matrix.EventID) (*storage.Event, error) {
-	if e := u.fresh.byID[id]; e != nil {
+	if e := u.fresh.byID(id); e != nil {
 		return e, nil
 	}
 	if !u.snap.stored && u.room.Version.RoomIDIsCreateID {
@@ -444,9 +514,12 @@ func (u *update) change(clients [][]byte) storage.Change {
 	if u.add.Purge != nil {
 		c.Purged = []matrix.RoomID{u.room.ID}
 	}
+	onlyHere := len(u.snap.Servers) == 1 && u.snap.Servers[u.s.o.ServerName] > 0 && !u.snap.PartialState
+	c.Events = make([]storage.CommittedEvent, 0, len(u.lives))
 	for i, e := range u.lives {
 		c.Events = append(c.Events, storage.CommittedEvent{Pos: e.Pos, Num: e.Num, Room: u.room.ID, Event: e.Event,
-			Client: clients[i], TxnID: e.TxnID, Device: e.Device, Straight: u.straight[i], Handed: e.ID() == u.handed})
+			Client: clients[i], TxnID: e.TxnID, Device: e.Device, Straight: u.straight[i], Handed: e.ID() == u.handed,
+			OnlyHere: onlyHere && e.Type() != matrix.TypeMember})
 	}
 	slices.SortStableFunc(c.Events, func(a, b storage.CommittedEvent) int { return cmp.Compare(a.Pos, b.Pos) })
 	for i := range u.add.Members {

@@ -230,12 +230,20 @@ func (s *Service) forgetIdle() {
 	}
 }
 
-// ring queues what the bell tells; it runs on the writer's goroutine.
+// ring takes in what the bell tells: at once if that is little, which spares a goroutine's waking, or else through the queue. It runs
+// on the writer's goroutine.
 func (s *Service) ring(c storage.Commit) {
 	s.queue.Lock()
-	s.queue.items = append(s.queue.items, queued{commit: c, receipts: s.queue.receipts})
+	q := queued{commit: c, receipts: s.queue.receipts}
 	s.queue.receipts = nil
 	s.queue.rung++
+	first := len(s.queue.items) == 0 && !s.queue.busy // and stays it: the bell rings once at a time
+	s.queue.Unlock()
+	if first && s.applyAtOnce(q) {
+		return
+	}
+	s.queue.Lock()
+	s.queue.items = append(s.queue.items, q)
 	s.queue.Unlock()
 	select {
 	case s.queue.signal <- struct{}{}:
@@ -268,18 +276,52 @@ func (s *Service) listen() {
 		s.queue.Lock()
 		items := s.queue.items
 		s.queue.items = nil
+		s.queue.busy = len(items) > 0
 		s.queue.Unlock()
 		for _, q := range items {
 			s.apply(q)
 		}
+		s.queue.Lock()
+		s.queue.busy = false
+		s.queue.Unlock()
 	}
 }
 
 // apply brings memory up to a commit and wakes whom it concerns.
 func (s *Service) apply(q queued) {
 	deviceUsers := s.sharersOf(q.commit)
-	n := &news{s: s}
 	s.mu.Lock()
+	s.applyLocked(q, deviceUsers)
+}
+
+// maxAtOnce is of how many users the clients are told of an event on the writer's goroutine.
+const maxAtOnce = 32
+
+// applyAtOnce is apply for a commit that concerns few people and for which nothing must be waited. It reports whether it was one.
+func (s *Service) applyAtOnce(q queued) bool {
+	for _, c := range q.commit.Changes {
+		if c.Foreign || slices.ContainsFunc(c.Wakes, func(w storage.Wake) bool { return w.Topic == storage.TopicDeviceList }) {
+			return false
+		}
+	}
+	if len(q.receipts) > 0 || !s.mu.TryLock() {
+		return false
+	}
+	for _, c := range q.commit.Changes {
+		for i := range c.Events {
+			if rc := s.rooms[c.Events[i].Room]; rc != nil && len(rc.users) > maxAtOnce {
+				s.mu.Unlock()
+				return false
+			}
+		}
+	}
+	s.applyLocked(q, nil)
+	return true
+}
+
+// applyLocked is apply with s.mu held, which it lets go.
+func (s *Service) applyLocked(q queued, deviceUsers map[matrix.UserID]map[matrix.UserID]bool) {
+	n := &news{s: s}
 	for _, c := range q.commit.Changes {
 		if c.Foreign {
 			s.forgetAll(n)

@@ -113,6 +113,7 @@ type Service struct {
 	queue struct {
 		sync.Mutex
 		items    []queued
+		busy     bool // items that were taken from here are being applied
 		receipts []storage.Receipt
 		rung     int64 // how often the bell has rung
 		signal   chan struct{}
