@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -20,7 +21,7 @@ type policyWorld struct {
 	one, two *at
 	room     matrix.RoomID
 	key      *matrix.SigningKey
-	asked    int
+	asked    atomic.Int32 // asked for several events at once
 }
 
 func newPolicyWorld(t *testing.T, version string) *policyWorld {
@@ -32,7 +33,7 @@ func newPolicyWorld(t *testing.T, version string) *policyWorld {
 		t.Fatal(err)
 	}
 	w.policy = func(raw json.RawMessage) (map[matrix.ServerName]map[matrix.KeyID]string, error) {
-		w.asked++
+		w.asked.Add(1)
 		if strings.Contains(string(raw), "spam") {
 			return nil, matrix.NewError(400, "M_FORBIDDEN", "this looks like spam")
 		}
@@ -85,7 +86,7 @@ func TestThePolicyServerSignsWhatIsSent(t *testing.T) {
 	for _, version := range versionsToTest(t) {
 		t.Run(version, func(t *testing.T) {
 			w := newPolicyWorld(t, version)
-			w.asked = 0
+			w.asked.Store(0)
 			e, err := w.send(w.one, "@alice:one", "hello")
 			if err != nil {
 				t.Fatal(err)
@@ -97,8 +98,8 @@ func TestThePolicyServerSignsWhatIsSent(t *testing.T) {
 			if diff := cmp.Diff([]string{"hello"}, w.two.timeline(w.room)); diff != "" {
 				t.Error(diff)
 			}
-			if w.asked != 1 {
-				t.Errorf("the policy server was asked %d times, want once: the receiver finds the signature", w.asked)
+			if got := w.asked.Load(); got != 1 {
+				t.Errorf("the policy server was asked %d times, want once: the receiver finds the signature", got)
 			}
 			if _, err := w.send(w.one, "@alice:one", "spam"); matrix.ErrorCode(err) != "M_FORBIDDEN" || !strings.Contains(err.Error(), "looks like spam") {
 				t.Errorf("spam: got %v, want what the policy server says", err)
@@ -132,13 +133,13 @@ func TestWhatThePolicyServerDoesNotSignIsSoftFailed(t *testing.T) {
 		t.Fatal(err)
 	}
 	forged := w.one.forge(tip, matrix.Builder{Sender: "@alice:one", Type: matrix.TypeMessage, Content: json.RawMessage(`{"body":"spam, signed by another"}`)}).WithSignature("three", other)
-	w.asked = 0
+	w.asked.Store(0)
 	w.two.getRaw("one", unsigned, spam, forged)
 	if diff := cmp.Diff([]string{"not asked"}, w.two.timeline(w.room)); diff != "" {
 		t.Error(diff)
 	}
-	if w.asked != 3 {
-		t.Errorf("the policy server was asked %d times for 3 events", w.asked)
+	if got := w.asked.Load(); got != 3 {
+		t.Errorf("the policy server was asked %d times for 3 events", got)
 	}
 	for _, e := range []*matrix.Event{spam, forged} {
 		if got := w.two.flags(e.ID()); got != storage.SoftFailed {
