@@ -41,13 +41,22 @@ func (b *bench) roomOf(ctx context.Context, users []*benchUser) (string, error) 
 	return room, group.Wait()
 }
 
-// readerOf starts following a room from now on.
+// readerOf starts following a room from now on. It waits until the room is shown as joined: a server may answer a join through another server
+// before it knows the members, and show the room to clients that want all of them when it does.
 func readerOf(ctx context.Context, u *benchUser, room string) (*reader, error) {
-	answer, err := u.sync(ctx, "", 0)
-	if err != nil {
-		return nil, err
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	r := &reader{benchUser: u, room: room}
+	for timeout := time.Duration(0); ; timeout = 10 * time.Second {
+		answer, err := u.sync(ctx, r.since, timeout)
+		if err != nil {
+			return nil, fmt.Errorf("wait for %s to be shown: %w", room, err)
+		}
+		r.since = answer.NextBatch
+		if _, shown := answer.Rooms.Join[room]; shown {
+			return r, nil
+		}
 	}
-	return &reader{benchUser: u, room: room, since: answer.NextBatch}, nil
 }
 
 // send: one client sends messages one after the other, each as soon as the last is answered.
