@@ -3,20 +3,27 @@ package difftest
 import (
 	"flag"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"parley.im/parley/server/matrix"
 )
 
-var rooms = flag.Int("rooms", 1000, "random rooms to compare")
+var (
+	rooms = flag.Int("rooms", 1000, "random rooms to compare")
+	first = flag.Int("first", 0, "seed of the first room of every version; a long run can be made in parts")
+)
 
 const stepsPerRoom = 60
 
 // room is a random room: a graph of events by users of several servers, with forks and merges. Every event that is
-// tried is shown to the oracles with the state before it and our verdict; those that are allowed are kept.
+// tried is shown to the oracles with the state before it and our verdict. Those that are allowed are kept; of the others
+// some are kept as rejected, and stand in prev_events, never in the state. Now and then an event is redacted, and is from
+// then on what the redaction leaves of it.
 type room struct {
 	t       testing.TB
 	r       *rand.Rand
@@ -26,15 +33,69 @@ type room struct {
 	users   []matrix.UserID
 	creator matrix.UserID
 
-	create *matrix.Event
-	events []*matrix.Event
-	byID   map[matrix.EventID]*matrix.Event
-	after  map[matrix.EventID]matrix.StateMap
-	clock  int64
+	create   *matrix.Event
+	events   []*matrix.Event
+	byID     map[matrix.EventID]*matrix.Event
+	after    map[matrix.EventID]matrix.StateMap
+	rejected map[matrix.EventID]bool
+	clock    int64
 
-	built  func(e *matrix.Event)                                      // an event was built, allowed or not
-	tried  func(e *matrix.Event, state matrix.StateLookup, err error) // and authorized
-	merged func(states []matrix.StateMap, resolved matrix.StateMap)   // states were resolved
+	oracles []oracle
+	counted *tally
+}
+
+// oracle says what another implementation thinks of a room. Each question may be nil.
+type oracle struct {
+	built    func(e *matrix.Event)                                      // an event was built, allowed or not
+	tried    func(e *matrix.Event, state matrix.StateLookup, err error) // it was checked against a state
+	received func(e *matrix.Event, auth []*matrix.Event, err error)     // it was checked by its own auth_events
+	merged   func(states []matrix.StateMap, resolved matrix.StateMap)   // states were resolved
+}
+
+// tally counts what was compared in all rooms of a run.
+type tally struct {
+	rooms, events, refused, byAuthEvents, byAuthEventsRefused, redacted, rejected, merges, conflicts atomic.Int64
+	same, different                                                                                  atomic.Int64 // resolutions of gomatrixserverlib
+}
+
+func (c *tally) String() string {
+	return fmt.Sprintf("%d rooms: %d events, %d of them refused by their state; %d checked by auth events of their own, %d of them refused; "+
+		"%d rejected events kept, %d redacted; %d merges, %d of them of states that differ; gomatrixserverlib has the same result in %d, in %d the referee was for us",
+		c.rooms.Load(), c.events.Load(), c.refused.Load(), c.byAuthEvents.Load(), c.byAuthEventsRefused.Load(), c.rejected.Load(), c.redacted.Load(),
+		c.merges.Load(), c.conflicts.Load(), c.same.Load(), c.different.Load())
+}
+
+// ask names the oracles of a room; mautrix_test.go adds its own.
+var ask = []func(m *room, counted *tally) oracle{askGMSL, askReferee}
+
+// TestRandomRooms makes random rooms of all versions and asks every oracle about every event and every merge.
+func TestRandomRooms(t *testing.T) {
+	var counted tally
+	t.Cleanup(func() { t.Log(counted.String()) })
+	for _, id := range allVersions {
+		t.Run(id, func(t *testing.T) {
+			t.Parallel()
+			for i := range max(1, *rooms/len(allVersions)) {
+				seed := *first + i
+				m := newRoom(t, matrix.LookupRoomVersion(id), uint64(seed))
+				for _, with := range ask {
+					m.oracles = append(m.oracles, with(m, &counted))
+				}
+				m.counted = &counted
+				m.start()
+				for range stepsPerRoom {
+					m.step()
+				}
+				counted.rooms.Add(1)
+				if t.Failed() {
+					t.Fatalf("the room was made of seed %d", seed)
+				}
+				if i%1000 == 999 {
+					t.Logf("version %s: seeds %d to %d compared", id, *first, seed)
+				}
+			}
+		})
+	}
 }
 
 func newRoom(t testing.TB, version *matrix.RoomVersion, seed uint64) *room {
@@ -43,7 +104,8 @@ func newRoom(t testing.TB, version *matrix.RoomVersion, seed uint64) *room {
 		t.Fatal(err)
 	}
 	m := &room{t: t, r: rand.New(rand.NewPCG(seed, 7)), version: version, key: key, byID: map[matrix.EventID]*matrix.Event{},
-		after: map[matrix.EventID]matrix.StateMap{}, clock: 1700000000000}
+		after: map[matrix.EventID]matrix.StateMap{}, rejected: map[matrix.EventID]bool{}, clock: 1700000000000,
+		counted: new(tally)}
 	for i, name := range []string{"alice", "bob", "carol", "dave", "erin"} {
 		m.users = append(m.users, matrix.UserID(fmt.Sprintf("@%s:%c.example", name, 'a'+i%3)))
 	}
@@ -142,6 +204,9 @@ func (m *room) step() {
 	}
 	state := m.stateAfter(prev)
 	sender, target := pick(m.r, m.users...), pick(m.r, m.users...)
+	if m.r.IntN(3) == 0 {
+		sender = m.creator // who mostly has power: otherwise little would be allowed
+	}
 	member := func(of matrix.UserID, membership string) {
 		content := map[string]any{"membership": membership}
 		if m.version.RestrictedJoins && membership == matrix.Join && m.r.IntN(3) == 0 {
@@ -149,7 +214,7 @@ func (m *room) step() {
 		}
 		m.add(prev, state, sender, matrix.TypeMember, key(string(of)), content)
 	}
-	switch m.r.IntN(20) {
+	switch m.r.IntN(23) {
 	case 0, 1, 2, 3:
 		member(sender, matrix.Join)
 	case 4, 5:
@@ -174,31 +239,145 @@ func (m *room) step() {
 	case 18:
 		m.add(prev, state, sender, matrix.TypeMessage, nil, map[string]any{"body": pick(m.r, "hi", "<é>\u2028", "\"\\\x01\x7f", "😀")})
 	case 19:
-		m.add(prev, state, sender, matrix.TypeThirdPartyInvite, key(pick(m.r, "token1", "token2")), map[string]any{"display_name": "x", "public_key": "x", "key_validity_url": "x"})
+		m.add(prev, state, sender, matrix.TypeThirdPartyInvite, key(pick(m.r, "token1", "token2")), m.thirdPartyKeys())
+	case 20:
+		m.add(prev, state, sender, matrix.TypeMember, key(string(target)), map[string]any{"membership": matrix.Invite, "third_party_invite": m.thirdPartyInvite(target)})
+	case 21:
+		m.redact(prev, state, sender)
+	case 22:
+		servers := []string{"a.example", "b.example", "c.example"}
+		m.add(prev, state, sender, matrix.TypeAliases, pick(m.r, key(string(sender.Server())), key(pick(m.r, servers...)), nil), map[string]any{"aliases": []string{}})
+	}
+}
+
+// thirdPartyKeys is the content of an m.room.third_party_invite: with the right key, among others or not, or without.
+func (m *room) thirdPartyKeys() map[string]any {
+	right := m.key.Public().String()
+	content := map[string]any{"display_name": "x", "key_validity_url": "x", "public_key": pick(m.r, right, right, right[1:]+"A")}
+	if m.r.IntN(3) == 0 {
+		content["public_keys"] = []map[string]any{{"public_key": right[1:] + "A"}, {"public_key": right}}
+	}
+	return content
+}
+
+// thirdPartyInvite is a signed invite of the target, or one of another user, or spoiled.
+func (m *room) thirdPartyInvite(target matrix.UserID) map[string]any {
+	signed := map[string]any{"mxid": pick(m.r, target, target, target, m.users[0]), "token": pick(m.r, "token1", "token2")}
+	switch m.r.IntN(8) {
+	case 0:
+		delete(signed, "token")
+	case 1:
+		delete(signed, "mxid")
+	}
+	b, err := matrix.SignJSON(marshal(signed), "magic.example", m.key)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	signed = unmarshal(b)
+	switch m.r.IntN(8) {
+	case 0:
+		signed["more"] = true // the signature is of something else
+	case 1:
+		return map[string]any{"display_name": "x"}
+	}
+	return map[string]any{"display_name": "x", "signed": signed}
+}
+
+// redact sends a redaction of some event; if it is allowed, the event may be redacted from now on.
+func (m *room) redact(prev []matrix.EventID, state matrix.StateMap, sender matrix.UserID) {
+	target := pick(m.r, m.events...)
+	if m.send(&matrix.Builder{Sender: sender, Type: matrix.TypeRedaction, Content: []byte(`{}`), Redacts: target.ID(), PrevEvents: prev}, state) &&
+		target != m.create && m.byID[target.ID()] == target {
+		redacted := target.Redact()
+		m.events[slices.Index(m.events, target)] = redacted
+		m.byID[target.ID()] = redacted
+		m.counted.redacted.Add(1)
 	}
 }
 
 func (m *room) add(prev []matrix.EventID, state matrix.StateMap, sender matrix.UserID, typ string, stateKey *string, content map[string]any) {
-	b := &matrix.Builder{RoomID: m.id, Sender: sender, Type: typ, StateKey: stateKey, Content: marshal(content), PrevEvents: prev}
+	m.send(&matrix.Builder{Sender: sender, Type: typ, StateKey: stateKey, Content: marshal(content), PrevEvents: prev}, state)
+}
+
+// send builds an event after others, whose state it is given, and has it judged; false if it was refused.
+func (m *room) send(b *matrix.Builder, state matrix.StateMap) bool {
+	b.RoomID = m.id
 	for _, t := range b.AuthKeys(m.version) {
 		if id, ok := state[t]; ok {
 			b.AuthEvents = append(b.AuthEvents, id)
 		}
 	}
-	for _, p := range prev {
+	for _, p := range b.PrevEvents {
 		b.Depth = max(b.Depth, m.byID[p].Depth()+1)
 	}
+	m.receive(b)
 	e := m.build(b)
-	if via, ok := content["join_authorised_via_users_server"].(matrix.UserID); ok {
-		e = e.WithSignature(via.Server(), m.key)
-	}
 	lookup := func(typ, key string) *matrix.Event { return m.byID[state[matrix.StateTuple{Type: typ, StateKey: key}]] }
 	err := matrix.Authorize(e, lookup)
-	if m.tried != nil {
-		m.tried(e, lookup, err)
+	for _, o := range m.oracles {
+		if o.tried != nil {
+			o.tried(e, lookup, err)
+		}
 	}
+	m.counted.events.Add(1)
 	if err == nil {
 		m.accept(e, state)
+		return true
+	}
+	m.counted.refused.Add(1)
+	if m.r.IntN(20) == 0 && m.byID[e.ID()] == nil {
+		m.counted.rejected.Add(1)
+		m.rejected[e.ID()] = true
+		m.events, m.byID[e.ID()], m.after[e.ID()] = append(m.events, e), e, state
+	}
+	return false
+}
+
+// receive lets the event be judged by auth events that its sender chose wrongly now and then.
+func (m *room) receive(b *matrix.Builder) {
+	if m.r.IntN(4) != 0 || b.Type == matrix.TypeCreate {
+		return
+	}
+	spoiled := *b
+	spoiled.AuthEvents = slices.Clone(b.AuthEvents)
+	for range m.r.IntN(3) {
+		switch n := len(spoiled.AuthEvents); m.r.IntN(4) {
+		case 0:
+			if n > 0 {
+				i := m.r.IntN(n)
+				spoiled.AuthEvents = slices.Delete(spoiled.AuthEvents, i, i+1)
+			}
+		case 1:
+			if n > 0 {
+				spoiled.AuthEvents = append(spoiled.AuthEvents, pick(m.r, spoiled.AuthEvents...))
+			}
+		default: // another event of the room: an older one in the place of one, or one too many
+			other := pick(m.r, m.events...)
+			for i, id := range spoiled.AuthEvents {
+				if other.IsState() && m.byID[id].Tuple() == other.Tuple() && m.r.IntN(4) > 0 {
+					spoiled.AuthEvents[i], other = other.ID(), nil
+					break
+				}
+			}
+			if other != nil && m.r.IntN(3) == 0 {
+				spoiled.AuthEvents = append(spoiled.AuthEvents, other.ID())
+			}
+		}
+	}
+	e := m.build(&spoiled)
+	auth := make([]*matrix.Event, len(spoiled.AuthEvents))
+	for i, id := range spoiled.AuthEvents {
+		auth[i] = m.byID[id]
+	}
+	err := matrix.AuthorizeByAuthEvents(e, auth, m.create, func(id matrix.EventID) bool { return m.rejected[id] })
+	m.counted.byAuthEvents.Add(1)
+	if err != nil {
+		m.counted.byAuthEventsRefused.Add(1)
+	}
+	for _, o := range m.oracles {
+		if o.received != nil {
+			o.received(e, auth, err)
+		}
 	}
 }
 
@@ -213,8 +392,13 @@ func (m *room) build(b *matrix.Builder) *matrix.Event {
 	if err != nil {
 		m.t.Fatal(err)
 	}
-	if m.built != nil {
-		m.built(e)
+	if via := matrix.UserID(e.ContentString("join_authorised_via_users_server")); via != "" {
+		e = e.WithSignature(via.Server(), m.key)
+	}
+	for _, o := range m.oracles {
+		if o.built != nil {
+			o.built(e)
+		}
 	}
 	return e
 }
@@ -247,8 +431,17 @@ func (m *room) stateAfter(prev []matrix.EventID) matrix.StateMap {
 	if err != nil {
 		m.t.Fatal(err)
 	}
-	if m.merged != nil {
-		m.merged(states, resolved)
+	m.counted.merges.Add(1)
+	for _, state := range states[1:] {
+		if !maps.Equal(states[0], state) {
+			m.counted.conflicts.Add(1)
+			break
+		}
+	}
+	for _, o := range m.oracles {
+		if o.merged != nil {
+			o.merged(states, resolved)
+		}
 	}
 	return resolved
 }
@@ -274,26 +467,6 @@ func (m *room) chain(ids []matrix.EventID) map[matrix.EventID]*matrix.Event {
 		}
 	}
 	return chain
-}
-
-// eachRoom makes the random rooms, their versions in turn, in as many goroutines as there are processors.
-func eachRoom(t *testing.T, versions []string, prepare func(m *room)) {
-	for _, id := range versions {
-		t.Run(id, func(t *testing.T) {
-			t.Parallel()
-			for seed := range max(1, *rooms/len(versions)) {
-				m := newRoom(t, matrix.LookupRoomVersion(id), uint64(seed))
-				prepare(m)
-				m.start()
-				for range stepsPerRoom {
-					m.step()
-				}
-				if t.Failed() {
-					t.Fatalf("the room was made of seed %d", seed)
-				}
-			}
-		})
-	}
 }
 
 var allVersions = []string{"1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "11", "12"}
