@@ -233,3 +233,64 @@ func TestEqualStatesNeedNoResolution(t *testing.T) {
 		t.Errorf("got %v, %v", got, err)
 	}
 }
+
+// The two cases for which MSC4297 changed the algorithm, each with what both algorithms make of it.
+// Spec v1.19 rooms/v12/#state-resolution
+func TestWorkedCasesOfResolution21(t *testing.T) {
+	const erin = UserID("@erin:b.example")
+	join := `{"membership":"join"}`
+	rules, levels := StateTuple{TypeJoinRules, ""}, StateTuple{TypePowerLevels, ""}
+	resolve := func(h *history, states ...StateMap) StateMap {
+		got, err := ResolveStates(h.version, states, h.load, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := (&slowResolve{version: h.version, events: h.byID}).resolve(states); !maps.Equal(want, got) {
+			t.Errorf("version %s: by the letter of the spec: %s", h.version, cmp.Diff(want, got))
+		}
+		return got
+	}
+	for id, kept := range map[string]bool{"11": false, "12": true} {
+		v := LookupRoomVersion(id)
+		// A. Both sides agree that alice has left. Her join rules, about which they do not agree, were allowed when she sent them:
+		// the checks start from nothing, and so from their auth events, not from what is agreed upon.
+		h := newHistory(t, v, 1)
+		public := h.last()
+		h.extend(h.last(), bob, TypeMember, string(bob), join)
+		h.clock += 1000
+		h.extend(h.last(), alice, TypeJoinRules, "", `{"join_rule":"invite"}`)
+		invite := h.last()
+		h.extend(h.last(), alice, TypeMember, string(alice), `{"membership":"leave"}`)
+		left := h.last()
+		stale := maps.Clone(h.after[left])
+		stale[rules] = public
+		got := resolve(h, h.after[left], stale)
+		if want := map[bool]EventID{true: invite, false: ""}[kept]; got[rules] != want {
+			t.Errorf("version %s: the join rules are %q, want %q", id, got[rules], want)
+		}
+		if got[StateTuple{TypeMember, string(alice)}] != left {
+			t.Errorf("version %s: alice is back", id)
+		}
+		// B. Erin gives bob power, and bob carol. One side has forgotten both; what is between the two power levels that differ is
+		// in the auth chains of both sides, by a join that they agree upon, and so is in no auth difference.
+		h = newHistory(t, v, 1)
+		creators := `"@alice:a.example":100,`
+		if v.PrivilegedCreators {
+			creators = ""
+		}
+		h.extend(h.last(), erin, TypeMember, string(erin), join)
+		h.extend(h.last(), bob, TypeMember, string(bob), join)
+		h.extend(h.last(), alice, TypePowerLevels, "", `{"users":{`+creators+`"@erin:b.example":100}}`)
+		first := h.last()
+		h.extend(h.last(), erin, TypePowerLevels, "", `{"users":{`+creators+`"@erin:b.example":100,"@bob:b.example":50}}`)
+		h.extend(h.last(), bob, TypePowerLevels, "", `{"users":{`+creators+`"@erin:b.example":100,"@bob:b.example":50,"@carol:c.example":50}}`)
+		third := h.last()
+		h.extend(h.last(), carol, TypeMember, string(carol), join)
+		stale = maps.Clone(h.after[h.last()])
+		stale[levels] = first
+		got = resolve(h, h.after[h.last()], stale)
+		if want := map[bool]EventID{true: third, false: first}[kept]; got[levels] != want {
+			t.Errorf("version %s: the power levels are %s, want %s", id, got[levels], want)
+		}
+	}
+}
