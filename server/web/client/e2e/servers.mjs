@@ -65,6 +65,16 @@ export function send(server, room, content, type = "m.room.message") {
     return ask(server, "PUT", `/_matrix/client/v3/rooms/${encodeURIComponent(room)}/send/${type}/story${transaction++}`, content);
 }
 
+/** A token with which another device signs in as a server's first person. */
+export async function loginToken(server, password) {
+    const url = `${server.client_url}/_matrix/client/v1/login/get_token`;
+    const { user_id: user, access_token: token } = server.users[0];
+    const post = async (body) => (await fetch(url, { method: "POST", headers: { Authorization: `Bearer ${token}` }, body: JSON.stringify(body) })).json();
+    const { session } = await post({});
+    const { login_token } = await post({ auth: { type: "m.login.password", identifier: { type: "m.id.user", user }, password, session } });
+    return login_token;
+}
+
 /** Sends a recording as a server's first person. */
 export async function sendRecording(server, room, recording) {
     const { content_uri: url } = await ask(server, "POST", "/_matrix/media/v3/upload?filename=Voice.ogg", recording, "audio/ogg");

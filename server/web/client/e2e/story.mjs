@@ -6,7 +6,7 @@
 // finds an accessibility fault on any page or dialog, on a phone or a desktop, light or dark.
 import { bytesOf, desktop, fail, failed, hold, launch, phone, scrollToStart, step } from "./browser.mjs";
 import { longRecording } from "./recordings.mjs";
-import { ask, busyPerson, freshServer, send, sendRecording, twoServers } from "./servers.mjs";
+import { ask, busyPerson, freshServer, loginToken, send, sendRecording, twoServers } from "./servers.mjs";
 import { speechService } from "./speech.mjs";
 
 const [parley, screenshots] = process.argv.slice(2);
@@ -144,12 +144,44 @@ async function busy() {
         if (kept > 300) throw new Error(`${kept} messages are kept on the page`);
         return `frames of ${frames.median} ms, 95 % within ${frames.p95} ms`;
     });
+    await step("of many things found there are more", async () => {
+        await carol.goto(`${one.client_url}/#/search`);
+        await carol.fill(".search-form input", "message");
+        await carol.keyboard.press("Enter");
+        await carol.waitForFunction(() => document.querySelectorAll(".cards li").length === 10);
+        await carol.click(".scroll > button.link");
+        await carol.waitForFunction(() => document.querySelectorAll(".cards li").length === 20);
+    });
     await carol.context().close();
+}
+
+/** With an account that the company has elsewhere. The servers here have none, so the page is told that this one does. */
+async function company() {
+    const page = await open("about:blank", phone);
+    await step("where there is a company account, one signs in there", async () => {
+        const flows = [{ type: "m.login.password" }, { type: "m.login.sso", identity_providers: [{ id: "acme", name: "ACME" }] }, { type: "m.login.token" }];
+        const atLogin = "**/_matrix/client/v3/login";
+        await page.route(atLogin, (route) => (route.request().method() === "GET" ? route.fulfill({ json: { flows } }) : route.continue()));
+        await page.route("**/login/sso/redirect/acme?*", async (route) => {
+            const back = new URL(new URL(route.request().url()).searchParams.get("redirectUrl"));
+            back.searchParams.set("loginToken", await loginToken(one, password));
+            await route.fulfill({ status: 302, headers: { Location: back.href } });
+        });
+        await page.goto(`${one.client_url}/?loginToken=not-asked-for`);
+        await page.waitForSelector("text=Sign in with ACME");
+        if (await page.locator(".problem").count()) throw new Error("a token that nobody asked for was tried");
+        await look(page, "login-company");
+        await page.click("text=Sign in with ACME");
+        await page.waitForSelector(".sidebar", { state: "attached" });
+        if (page.url().includes("loginToken")) throw new Error("the token is still in the address");
+    });
+    await page.context().close();
 }
 
 async function story() {
     await newcomers();
     await busy();
+    await company();
     const alice = await open(one.client_url, desktop, { colorScheme: "dark" });
     const bob = await open(two.client_url, phone, { locale: "de-DE" });
     await look(alice, "login");
@@ -377,6 +409,16 @@ async function story() {
         await refused.waitForSelector(".problem >> text=does not let this page");
         await look(refused, "microphone-refused");
         await refused.context().close();
+    });
+    await step("a recording ends at the room's limit", async () => {
+        const limit = `/_matrix/client/v3/rooms/${encodeURIComponent(room)}/state/im.parley.voice.limit/`;
+        await ask(one, "PUT", limit, { max_duration: 2000 });
+        await alice.waitForSelector(".notice >> text=longest voice message");
+        const before = await bob.locator(".voice").count();
+        await hold(alice, 4000);
+        await bob.waitForFunction((n) => document.querySelectorAll(".voice").length === n, before + 1);
+        await alice.waitForSelector(".live-notice:not(:empty)");
+        await ask(one, "PUT", limit, {});
     });
     await step("long names and text from right to left", async () => {
         const long = "The conversation about everything that has to be done before the great warehouse can be opened again";

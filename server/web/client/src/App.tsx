@@ -13,7 +13,9 @@ import { outbox } from "./matrix/outbox";
 import { me, online } from "./matrix/session";
 import { watchNotifications } from "./notifications";
 import { route } from "./route";
+import { watchLive } from "./voice/live";
 import { played } from "./voice/played";
+import { player } from "./voice/player";
 import { transcripts } from "./voice/transcripts";
 
 export { start, warmUp } from "./matrix/session";
@@ -25,6 +27,8 @@ export function App() {
         played.watch(matrix);
         transcripts.watch(matrix);
         void played.refreshInbox();
+        player.watch(matrix);
+        void watchLive(matrix);
         void outbox.watch();
         return watchNotifications(matrix);
     }, []);

@@ -3,7 +3,7 @@ import type { ComponentType } from "preact";
 import { Login } from "./components/Login";
 import { Logo } from "./components/Logo";
 import { t } from "./i18n";
-import { signInWithToken, storedSession, type Credentials } from "./matrix/account";
+import { signInWithToken, storedSession, tokenFromCompany, type Credentials } from "./matrix/account";
 import { problem } from "./matrix/problem";
 
 /** Who is signed in. */
@@ -11,8 +11,9 @@ const credentials = signal<Credentials | undefined>(storedSession());
 /** The client proper. It is large, so the page to sign in does not wait for it. */
 const app = signal<ComponentType | null>(null);
 const trouble = signal("");
-/** A login token in the address (#token=…), which another device has shown as a code. */
-const token = new URLSearchParams(location.hash.slice(1)).get("token");
+/** A login token in the address: another device has shown it as a code (#token=…), or the company account gave it. */
+const code = new URLSearchParams(location.hash.slice(1)).get("token");
+const token = code ?? tokenFromCompany();
 
 async function open(): Promise<void> {
     trouble.value = "";
@@ -33,7 +34,7 @@ async function signInByCode(token: string): Promise<void> {
         await open();
     } catch (error) {
         console.error("sign in by code", error);
-        trouble.value = t("login.codeFailed");
+        trouble.value = code ? t("login.codeFailed") : problem(error);
     }
 }
 

@@ -1,7 +1,7 @@
 import { signal } from "@preact/signals";
 import { RoomEvent, type MatrixClient, type MatrixEvent, type Room } from "matrix-js-sdk";
 import { duration } from "./i18n";
-import { bodyOf, isMine, senderName, voiceOf } from "./matrix/messages";
+import { bodyOf, isMine, senderName, summary, voiceOf } from "./matrix/messages";
 import { go } from "./route";
 
 const storageKey = "parley.notifications";
@@ -34,7 +34,7 @@ export function watchNotifications(client: MatrixClient): () => void {
         if (!room || !data.liveEvent || document.hasFocus() || isMine(event) || !("Notification" in window) || !wanted()) return;
         if (!client.getPushActionsForEvent(event)?.notify) return;
         const voice = voiceOf(event);
-        const body = voice ? `▶ ${duration(voice.duration)}${voice.transcript ? ` ${voice.transcript.text}` : ""}` : bodyOf(event);
+        const body = voice?.live ? summary(event) : voice ? `▶ ${duration(voice.duration)}${voice.transcript ? ` ${voice.transcript.text}` : ""}` : bodyOf(event);
         const notification = new Notification(`${senderName(event)} – ${room.name}`, { body, tag: room.roomId });
         notification.onclick = () => {
             window.focus();

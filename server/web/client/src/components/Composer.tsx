@@ -7,6 +7,7 @@ import { bodyOf, senderName, summary } from "../matrix/messages";
 import { outbox } from "../matrix/outbox";
 import { problem as sentence } from "../matrix/problem";
 import { me } from "../matrix/session";
+import { notice, wanted } from "../voice/live";
 import { Icon } from "./Icon";
 import { TalkButton } from "./TalkButton";
 
@@ -94,6 +95,9 @@ export function Composer({ room }: { room: Room }) {
                     {problem.value}
                 </p>
             )}
+            <p class="live-notice hint" role="status">
+                {notice.value.room === room.roomId && notice.value.text ? notice.value.text : wanted(room) && !recording.value && !text.value.trim() ? t("live.switch") : ""}
+            </p>
             {about && (
                 <div class="about">
                     <Icon name={about.mode === "edit" ? "edit" : "reply"} />

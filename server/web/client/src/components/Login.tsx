@@ -1,6 +1,7 @@
 import { useSignal } from "@preact/signals";
+import { useEffect } from "preact/hooks";
 import { language, languages, setLanguage, t } from "../i18n";
-import { register, signInWithPassword, type Credentials } from "../matrix/account";
+import { companies, leaveForCompany, register, signInWithPassword, type Company, type Credentials } from "../matrix/account";
 import { problem } from "../matrix/problem";
 import { Logo } from "./Logo";
 
@@ -15,6 +16,8 @@ export function Login({ problem: earlier, onSignedIn }: Props) {
     const creating = useSignal(location.hash.startsWith("#register"));
     const busy = useSignal(false);
     const trouble = useSignal(earlier);
+    const accounts = useSignal<Company[]>([]);
+    useEffect(() => void companies().then((found) => (accounts.value = found), (error) => console.warn("company accounts", error)), []);
     const given = new URLSearchParams(location.hash.replace(/^#register\??/, "")).get("registration_token") ?? "";
 
     async function submit(event: SubmitEvent): Promise<void> {
@@ -92,6 +95,15 @@ export function Login({ problem: earlier, onSignedIn }: Props) {
                     {busy.value ? t("login.busy") : creating.value ? t("register.submit") : t("login.submit")}
                 </button>
             </form>
+            {!creating.value && accounts.value.length > 0 && (
+                <div class="companies">
+                    {accounts.value.map(({ name, href }) => (
+                        <a class="button" href={href} onClick={leaveForCompany}>
+                            {name ? t("login.companyNamed", { name }) : t("login.company")}
+                        </a>
+                    ))}
+                </div>
+            )}
             <button class="link" onClick={() => ((creating.value = !creating.value), (trouble.value = ""))}>
                 {creating.value ? t("login.toLogin") : t("login.toRegister")}
             </button>

@@ -1,13 +1,14 @@
 import { useSignal } from "@preact/signals";
 import { useEffect } from "preact/hooks";
 import type { MatrixEvent } from "matrix-js-sdk";
-import { t, time } from "../i18n";
+import { duration, t, time } from "../i18n";
 import { download } from "../matrix/attachments";
 import { composing, react, reactionsTo } from "../matrix/composing";
 import { bodyOf, senderName, shortName, summary, voiceOf } from "../matrix/messages";
 import { problem } from "../matrix/problem";
 import { followRevision, me } from "../matrix/session";
 import { href } from "../route";
+import { completed } from "../voice/live";
 import { Avatar } from "./Avatar";
 import { Icon } from "./Icon";
 import { MessageActions } from "./MessageActions";
@@ -50,7 +51,7 @@ export function Message({ event, first, mine, next }: Props) {
                 <Body event={event} next={next} />
                 <p class="meta">
                     {event.threadRootId && <span>{t("room.inThread")} · </span>}
-                    {event.replacingEvent() && <span>{t("room.edited")} · </span>}
+                    {event.replacingEvent() && !completed(event) && <span>{t("room.edited")} · </span>}
                     {event.status === "not_sent" ? (
                         <Failed event={event} />
                     ) : event.status && event.status !== "sent" ? (
@@ -280,5 +281,10 @@ function describe(event: MatrixEvent): string {
     }
     if (event.getType() === "m.room.encryption") return t("room.encrypted");
     if (event.getType() === "m.room.name") return t("room.named", { name: senderName(event), now: String(content.name ?? "") });
+    if (event.getType() === "im.parley.voice.limit") {
+        const limit = Number(content.max_duration);
+        const name = senderName(event);
+        return limit > 0 ? t("room.limited", { name, time: duration(limit) }) : t("room.unlimited", { name });
+    }
     return t("room.changed", { name: senderName(event) });
 }

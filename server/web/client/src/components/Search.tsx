@@ -1,5 +1,5 @@
 import { useSignal } from "@preact/signals";
-import type { MatrixEvent } from "matrix-js-sdk";
+import type { ISearchResults } from "matrix-js-sdk";
 import { day, t, time } from "../i18n";
 import { bodyOf, senderName, voiceOf } from "../matrix/messages";
 import { problem as sentence } from "../matrix/problem";
@@ -10,7 +10,7 @@ import { VoiceMessage } from "./VoiceMessage";
 
 /** Looks for words that were written, or said in voice messages. */
 export function Search() {
-    const results = useSignal<{ count: number; events: MatrixEvent[] } | null>(null);
+    const results = useSignal<ISearchResults | null>(null);
     const problem = useSignal("");
     const busy = useSignal(false);
 
@@ -18,17 +18,23 @@ export function Search() {
         event.preventDefault();
         const term = String(new FormData(event.currentTarget as HTMLFormElement).get("term") ?? "").trim();
         if (!term) return;
+        results.value = null;
+        await run(() => me().searchRoomEvents({ term }));
+    }
+
+    async function run(search: () => Promise<ISearchResults>): Promise<void> {
         busy.value = true;
         problem.value = "";
         try {
-            const answer = await me().searchRoomEvents({ term });
-            results.value = { count: answer.count ?? answer.results.length, events: answer.results.map((r) => r.context.getEvent()) };
+            results.value = { ...(await search()) }; // the SDK puts more into the same object
         } catch (error) {
             problem.value = sentence(error);
         } finally {
             busy.value = false;
         }
     }
+    const found = results.value;
+    const count = found?.count ?? found?.results.length ?? 0;
 
     return (
         <>
@@ -45,30 +51,36 @@ export function Search() {
                 </p>
             )}
             <div class="scroll" aria-live="polite">
-                {!results.value && !busy.value && <p class="empty">{t("search.help")}</p>}
-                {busy.value && <p class="hint centre">{t("people.searching")}</p>}
-                {results.value && !busy.value && <p class="hint centre">{results.value.count ? t("search.results", { count: results.value.count }) : t("search.none")}</p>}
+                {!found && !busy.value && <p class="empty">{t("search.help")}</p>}
+                {!found && busy.value && <p class="hint centre">{t("people.searching")}</p>}
+                {found && <p class="hint centre">{count ? t("search.results", { count }) : t("search.none")}</p>}
                 <ul class="cards">
-                    {results.value?.events.map((found) => {
-                        const voice = voiceOf(found);
+                    {found?.results.map(({ context }) => {
+                        const event = context.getEvent();
+                        const voice = voiceOf(event);
                         return (
-                            <li key={found.getId()}>
+                            <li key={event.getId()}>
                                 <header>
                                     <span class="row-text">
-                                        <strong dir="auto">{senderName(found)}</strong>
-                                        <a href={href({ page: "room", room: found.getRoomId()!, event: found.getId() })}>
-                                            {me().getRoom(found.getRoomId())?.name ?? found.getRoomId()}
+                                        <strong dir="auto">{senderName(event)}</strong>
+                                        <a href={href({ page: "room", room: event.getRoomId()!, event: event.getId() })}>
+                                            {me().getRoom(event.getRoomId())?.name ?? event.getRoomId()}
                                         </a>
                                     </span>
                                     <time>
-                                        {day(found.getTs())} {time(found.getTs())}
+                                        {day(event.getTs())} {time(event.getTs())}
                                     </time>
                                 </header>
-                                {voice ? <VoiceMessage voice={voice} next={() => undefined} /> : <p class="text" dir="auto">{bodyOf(found)}</p>}
+                                {voice ? <VoiceMessage voice={voice} next={() => undefined} /> : <p class="text" dir="auto">{bodyOf(event)}</p>}
                             </li>
                         );
                     })}
                 </ul>
+                {found?.next_batch && (
+                    <button class="link centre" disabled={busy.value} onClick={() => void run(() => me().backPaginateRoomEventsSearch(found))}>
+                        {busy.value ? t("app.loading") : t("app.more")}
+                    </button>
+                )}
             </div>
         </>
     );

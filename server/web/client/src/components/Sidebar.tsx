@@ -1,7 +1,7 @@
 import { useSignal } from "@preact/signals";
 import type { Room } from "matrix-js-sdk";
 import { duration, shortTime, t } from "../i18n";
-import { bodyOf, invitations, joinedRooms, lastMessage, senderName, voiceOf, isMine } from "../matrix/messages";
+import { bodyOf, invitations, joinedRooms, lastMessage, senderName, summary, voiceOf, isMine } from "../matrix/messages";
 import { followRevision, me } from "../matrix/session";
 import { askable, putOff, want } from "../notifications";
 import { href, route } from "../route";
@@ -88,7 +88,15 @@ function RoomRow({ room }: { room: Room }) {
         <a class={`row ${current ? "current" : ""}`} href={href({ page: "room", room: room.roomId })} aria-current={current ? "page" : undefined}>
             <Avatar name={room.name} id={room.roomId} />
             <span class="row-text">
-                <strong dir="auto">{room.name}</strong>
+                <strong dir="auto">
+                    {room.hasEncryptionStateEvent() && (
+                        <span class="encrypted" title={t("room.encrypted")}>
+                            <Icon name="lock" />
+                            <span class="visually-hidden">{t("room.encrypted")}: </span>
+                        </span>
+                    )}
+                    {room.name}
+                </strong>
                 <span dir="auto">{last ? preview(last) : t("rooms.noMessages")}</span>
             </span>
             <span class="row-side">
@@ -108,6 +116,7 @@ function preview(event: ReturnType<typeof lastMessage> & {}): string {
     const who = isMine(event) ? t("room.you") : senderName(event);
     if (event.isRedacted()) return t("room.redacted");
     if (event.isDecryptionFailure()) return `${who}: …`;
+    if (voice?.live) return summary(event);
     if (voice) return `${who}: ▶ ${duration(voice.duration)}`;
     return `${who}: ${bodyOf(event) || "…"}`;
 }

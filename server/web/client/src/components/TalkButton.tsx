@@ -3,8 +3,10 @@ import { useEffect, useRef } from "preact/hooks";
 import type { Room } from "matrix-js-sdk";
 import { duration, t } from "../i18n";
 import { composing, relation } from "../matrix/composing";
-import { sendVoice } from "../voice/send";
+import { outbox } from "../matrix/outbox";
+import { LiveSpeech, notice, possible, prepareLive, speaking, want, wanted } from "../voice/live";
 import { Recorder } from "../voice/recorder";
+import { sendVoice } from "../voice/send";
 import { Icon } from "./Icon";
 
 /** Pixels that the finger must travel. */
@@ -27,19 +29,42 @@ export function TalkButton({ room, onRecording, onProblem }: Props) {
     const offset = useSignal({ x: 0, y: 0 });
     const start = useRef({ x: 0, y: 0, at: 0 });
     const starting = useRef<Promise<void> | undefined>(undefined);
+    const live = useRef<LiveSpeech | undefined>(undefined);
+    const longest = useRef(0);
     const button = useRef<HTMLButtonElement>(null);
 
     useEffect(() => {
         // A mouse tells that it comes near, a finger does not: there the microphone is opened with the room, so that no word is lost.
-        if (matchMedia("(hover: none)").matches) void recorder.prepareIfAllowed();
-        return () => void recorder.cancel();
+        if (matchMedia("(hover: none)").matches) prepare();
+        return () => {
+            if (state.value !== "idle") void cancel();
+        };
     }, [room.roomId]);
+    const full = speaking.value?.full.value;
+    useEffect(() => void (full && state.value !== "idle" && void finish()), [full]);
+
+    function prepare(): void {
+        void recorder.prepareIfAllowed();
+        if (wanted(room)) prepareLive();
+    }
 
     function begin(mode: "holding" | "locked"): void {
         onProblem("");
+        notice.value = { room: "", text: "" };
         state.value = mode;
         onRecording(true);
-        starting.current = recorder.start().catch((error: Error) => {
+        const speech = wanted(room) ? new LiveSpeech(room, relation()) : undefined;
+        live.current = speech;
+        const limit = longestIn(room);
+        clearTimeout(longest.current);
+        if (limit)
+            longest.current = window.setTimeout(() => {
+                notice.value = { room: room.roomId, text: t("live.full") };
+                void finish();
+            }, limit);
+        starting.current = recorder.start(speech && ((chunk) => speech.take(chunk))).catch((error: Error) => {
+            void speech?.stop();
+            speech?.leave();
             onProblem(noMicrophone(error));
             reset();
             throw error;
@@ -48,6 +73,7 @@ export function TalkButton({ room, onRecording, onProblem }: Props) {
     }
 
     function reset(): void {
+        clearTimeout(longest.current);
         state.value = "idle";
         offset.value = { x: 0, y: 0 };
         onRecording(false);
@@ -55,26 +81,46 @@ export function TalkButton({ room, onRecording, onProblem }: Props) {
     }
 
     async function cancel(): Promise<void> {
+        const speech = live.current;
         reset();
         await starting.current?.catch(() => undefined);
-        await recorder.cancel();
+        await Promise.all([recorder.cancel(), speech && takeBack(speech)]);
+    }
+
+    /** Takes back what was said live. What others have heard they have heard. */
+    async function takeBack(speech: LiveSpeech, settled = speech.stop()): Promise<void> {
+        speech.leave();
+        if (!speech.live) return;
+        if (speech.live.event) notice.value = { room: room.roomId, text: t("live.takenBack") };
+        await outbox.takeBack(speech.live, settled);
     }
 
     async function finish(): Promise<void> {
+        const speech = live.current;
         try {
             await starting.current;
         } catch {
             return; // it has been said already
         }
         reset();
+        const settled = speech?.stop(); // before the last part of the recording comes: that goes with the end
         const recording = await recorder.stop();
         if (recording.duration < 300 || recording.blob.size === 0) {
             onProblem(t("voice.tooShort"));
+            if (speech) await takeBack(speech, settled);
             return;
         }
-        const about = relation();
+        const about = speech ? speech.relation : relation();
         if (composing.value?.mode === "reply") composing.value = null;
-        await sendVoice(room, recording, about);
+        if (!speech) return sendVoice(room, recording, about);
+        const off = speech.state.value === "off";
+        speech.leave();
+        if (speech.full.value) {
+            notice.value = { room: room.roomId, text: t("live.full") };
+            return; // what was said so far is there
+        }
+        if (off) notice.value = { room: room.roomId, text: t(speech.live?.event ? "live.sentWhole" : "live.notLive", { reason: speech.problem }) };
+        await sendVoice(room, recording, about, off ? { replaces: speech.live?.event } : { live: speech.live, settled });
     }
 
     function down(e: PointerEvent): void {
@@ -100,11 +146,12 @@ export function TalkButton({ room, onRecording, onProblem }: Props) {
 
     if (state.value === "locked") {
         return (
-            <div class="recorder" role="group" aria-label={t("voice.locked")}>
+            <div class="recorder" role="group" aria-label={t("voice.locked")} onKeyDown={(e) => e.key === "Escape" && void cancel()}>
                 <button class="round danger" aria-label={t("voice.discard")} onClick={() => void cancel()}>
                     <Icon name="trash" />
                 </button>
                 <Level />
+                <LiveState />
                 <button class="round accent" autofocus aria-label={t("voice.sendIt")} onClick={() => void finish()}>
                     <Icon name="send" />
                 </button>
@@ -116,8 +163,21 @@ export function TalkButton({ room, onRecording, onProblem }: Props) {
             {state.value === "holding" && (
                 <div class="recorder">
                     <Level />
+                    <LiveState />
                     <span class="slide">{t("voice.slide")}</span>
                 </div>
+            )}
+            {state.value === "idle" && possible(room) && (
+                <button
+                    class="live-switch"
+                    role="switch"
+                    aria-checked={wanted(room)}
+                    aria-label={t("live.switch")}
+                    title={t("live.switch")}
+                    onClick={() => want(room, !wanted(room))}
+                >
+                    <span class="live-mark" /> {t("live.short")}
+                </button>
             )}
             <button
                 ref={button}
@@ -125,7 +185,7 @@ export function TalkButton({ room, onRecording, onProblem }: Props) {
                 aria-label={t("voice.hold")}
                 title={t("voice.holdHelp")}
                 style={{ transform: `translate(${Math.max(-cancelAt, offset.value.x)}px, ${Math.max(-lockAt, offset.value.y)}px)` }}
-                onPointerEnter={() => void recorder.prepareIfAllowed()}
+                onPointerEnter={prepare}
                 onPointerDown={down}
                 onPointerMove={move}
                 onPointerUp={up}
@@ -141,6 +201,24 @@ export function TalkButton({ room, onRecording, onProblem }: Props) {
                 <Icon name="mic" />
             </button>
         </>
+    );
+}
+
+/** How long one may speak in a room, in milliseconds; a little less, because the microphone may be open for a little longer. docs/voice.md */
+function longestIn(room: Room): number | undefined {
+    const limit = Number(room.currentState.getStateEvents("im.parley.voice.limit", "")?.getContent().max_duration);
+    return limit > 0 ? Math.max(500, limit - 300) : undefined;
+}
+
+/** Whether others hear what one says now. */
+function LiveState() {
+    const speech = speaking.value;
+    if (!speech) return null;
+    const state = speech.state.value;
+    return (
+        <span class={`live-state ${state}`} role="status">
+            {state === "on" && <span class="live-mark" />} {state === "soon" ? "…" : t(`live.${state}`)}
+        </span>
     );
 }
 

@@ -4,6 +4,7 @@ import type { MatrixEvent } from "matrix-js-sdk";
 import { duration, t } from "../i18n";
 import { isMine, senderName, shortName, type Voice } from "../matrix/messages";
 import { followRevision, me } from "../matrix/session";
+import { speaking } from "../voice/live";
 import { played } from "../voice/played";
 import { player } from "../voice/player";
 import { transcripts } from "../voice/transcripts";
@@ -18,36 +19,53 @@ export function VoiceMessage({ voice, next }: { voice: Voice; next: (event: Matr
     const playing = current && player.playing.value;
     const heard = played.isPlayed(event);
     const position = current ? player.position.value : played.position(event);
+    const { live } = voice;
+    // Of what is still being spoken one can go through what has come.
+    const length = live ? (current ? player.available.value : 0) : voice.duration;
+    const label = live ? says(event) : t("voice.message", { name: senderName(event), duration: duration(voice.duration) });
     return (
-        <div class="voice" role="group" aria-label={t("voice.message", { name: senderName(event), duration: duration(voice.duration) })}>
-            <button
-                class="round play"
-                aria-label={playing ? t("voice.pause") : t("voice.play")}
-                aria-busy={current && player.loading.value}
-                onClick={() => (playing ? player.pause() : void player.play(event, next))}
-            >
-                <Icon name={playing ? "pause" : "play"} />
-            </button>
+        <div class={live ? "voice live" : "voice"} role="group" aria-label={label}>
+            {live && isMine(event) && speaking.value?.live?.event === event.getId() ? (
+                <span class="round play waiting">
+                    <Icon name="mic" />
+                </span>
+            ) : (
+                <button
+                    class="round play"
+                    aria-label={playing ? t("voice.pause") : live ? t("live.listen") : t("voice.play")}
+                    aria-busy={current && player.loading.value}
+                    onClick={() => (playing ? player.pause() : void player.play(event, next))}
+                >
+                    <Icon name={playing ? "pause" : "play"} />
+                </button>
+            )}
             <div class="voice-track">
-                <Waveform values={voice.waveform} done={voice.duration ? position / voice.duration : 0} />
-                <input
-                    type="range"
-                    min={0}
-                    max={Math.max(1, voice.duration)}
-                    step={100}
-                    value={position}
-                    aria-label={t("voice.position")}
-                    aria-valuetext={`${duration(position)} / ${duration(voice.duration)}`}
-                    onInput={(e) => void player.seek(event, e.currentTarget.valueAsNumber)}
-                />
+                {live ? <Speaking /> : <Waveform values={voice.waveform} done={voice.duration ? position / voice.duration : 0} />}
+                {(!live || current) && (
+                    <input
+                        type="range"
+                        min={0}
+                        max={Math.max(1, length)}
+                        step={100}
+                        value={position}
+                        aria-label={t("voice.position")}
+                        aria-valuetext={`${duration(position)} / ${duration(length)}`}
+                        onInput={(e) => void player.seek(event, e.currentTarget.valueAsNumber)}
+                    />
+                )}
             </div>
-            <span class="voice-time">{duration(position > 0 ? position : voice.duration)}</span>
+            {(!live || current) && <span class="voice-time">{duration(position > 0 ? position : length)}</span>}
             {current && (
                 <button class="speed" aria-label={t("voice.speed", { speed: player.speed.value })} onClick={() => player.nextSpeed()}>
                     {player.speed.value}×
                 </button>
             )}
             {!heard && <span class="dot" role="img" aria-label={t("voice.unplayed")} title={t("voice.unplayed")} />}
+            {live && (
+                <p class="live-line" role="status">
+                    <span class="level-dot" /> {says(event)}
+                </p>
+            )}
             {player.failed.value === event.getId() && (
                 <p class="problem" role="alert">
                     {t("voice.failed")}{" "}
@@ -61,8 +79,26 @@ export function VoiceMessage({ voice, next }: { voice: Voice; next: (event: Matr
                     <Icon name="check" /> {t("voice.playedBy", { names: played.by(event).map((user) => nameIn(event, user)).join(", ") })}
                 </p>
             )}
-            <Transcript event={event} />
+            {!live && <Transcript event={event} />}
         </div>
+    );
+}
+
+/** Who is speaking now. */
+function says(event: MatrixEvent): string {
+    if (!isMine(event)) return t("live.speaking", { name: senderName(event) });
+    const here = speaking.value;
+    return here?.live?.event === event.getId() && here?.state.value === "on" ? t("live.heard") : t("live.you");
+}
+
+/** Bars that move while somebody speaks. */
+function Speaking() {
+    return (
+        <svg class="waveform speaking" viewBox="0 0 96 32" preserveAspectRatio="none" aria-hidden="true">
+            {Array.from({ length: 16 }, (_, i) => (
+                <rect x={i * 6 + 1.5} y={2} width={3} height={28} rx={1.5} />
+            ))}
+        </svg>
     );
 }
 

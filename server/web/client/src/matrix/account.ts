@@ -69,6 +69,42 @@ export async function signInWithToken(token: string): Promise<Credentials> {
     return keep(await request("POST", "/login", { type: "m.login.token", token, initial_device_display_name: deviceName() }));
 }
 
+/** A way to sign in with an account that the company has elsewhere. */
+export interface Company {
+    /** What the server calls it; "" where there is only one. */
+    name: string;
+    /** Where one signs in. It leads back to this page, with a login token in the address. */
+    href: string;
+}
+
+const ssoKey = "parley.sso";
+
+/** The company accounts with which this server lets people in. Spec v1.19 client-server-api/#sso-client-loginauthentication */
+export async function companies(): Promise<Company[]> {
+    const { flows } = await request("GET", "/login");
+    const sso = (flows ?? []).find((flow: any) => flow.type === "m.login.sso");
+    if (!sso) return [];
+    const back = encodeURIComponent(location.origin + location.pathname);
+    const providers: { id?: string; name?: string }[] = sso.identity_providers?.length ? sso.identity_providers : [{}];
+    return providers.map(({ id, name }) => ({
+        name: name ?? "",
+        href: `/_matrix/client/v3/login/sso/redirect${id ? `/${encodeURIComponent(id)}` : ""}?redirectUrl=${back}`,
+    }));
+}
+
+/** Remembers that the person leaves to sign in with the company account. */
+export function leaveForCompany(): void {
+    sessionStorage.setItem(ssoKey, "yes");
+}
+
+/** The login token with which the person comes back from there. One that nobody here has asked for would be somebody else's account. */
+export function tokenFromCompany(): string | null {
+    const token = new URLSearchParams(location.search).get("loginToken");
+    const asked = sessionStorage.getItem(ssoKey) === "yes";
+    sessionStorage.removeItem(ssoKey);
+    return asked ? token : null;
+}
+
 /** Creates an account, with a registration token where the server asks for one, and gives it a name to be seen by. */
 export async function register(username: string, name: string, password: string, token: string): Promise<Credentials> {
     const body: Record<string, unknown> = { username, password, initial_device_display_name: deviceName() };

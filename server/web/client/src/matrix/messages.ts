@@ -1,5 +1,6 @@
 import type { MatrixEvent, Room, RoomNameState } from "matrix-js-sdk";
 import { t } from "../i18n";
+import { isLive, vanished } from "../voice/live";
 import { transcripts, type Transcript } from "../voice/transcripts";
 import { localpart } from "./people";
 import { me } from "./session";
@@ -12,6 +13,8 @@ export interface Voice {
     /** Values from 0 to 1; empty if the sender gave none. */
     waveform: number[];
     transcript: Transcript | undefined;
+    /** It is still being spoken, so that nobody knows how long it is. */
+    live: boolean;
 }
 
 /** The voice message in an event, if it is one. */
@@ -28,6 +31,7 @@ export function voiceOf(event: MatrixEvent): Voice | undefined {
         duration: Number(unsigned.duration ?? claimed.duration ?? content.info?.duration ?? 0),
         waveform: raw.slice(0, 400).map((n) => Math.min(1, Math.max(0, n / scale))),
         transcript: transcripts.of(event),
+        live: isLive(event),
     };
 }
 
@@ -37,7 +41,7 @@ export function shownEvents(room: Room): MatrixEvent[] {
 }
 
 function isShown(event: MatrixEvent): boolean {
-    if (event.isRelation("m.replace") || event.isRelation("m.annotation")) return false;
+    if (event.isRelation("m.replace") || event.isRelation("m.annotation") || vanished(event)) return false;
     switch (event.getType()) {
         case "m.room.message":
         case "m.room.encrypted":
@@ -46,6 +50,7 @@ function isShown(event: MatrixEvent): boolean {
         case "m.room.name":
         case "m.room.topic":
         case "m.room.encryption":
+        case "im.parley.voice.limit":
             return event.isState();
         default:
             return false;
@@ -86,6 +91,7 @@ export function summary(event: MatrixEvent): string {
     const voice = voiceOf(event);
     if (event.isRedacted()) return t("room.redacted");
     if (event.isDecryptionFailure() || event.getType() === "m.room.encrypted") return t("room.unreadable");
+    if (voice?.live) return isMine(event) ? t("live.you") : t("live.speaking", { name: senderName(event) });
     if (voice) return `▶ ${t("voice.title")}${voice.transcript?.text ? ` · ${voice.transcript.text}` : ""}`;
     if (event.getContent().msgtype === "m.image") return t("room.picture");
     return bodyOf(event);
@@ -118,7 +124,7 @@ export function lastMessage(room: Room): MatrixEvent | undefined {
     const events = room.getLiveTimeline().getEvents();
     for (let i = events.length - 1; i >= 0; i--) {
         const type = events[i].getType();
-        if ((type === "m.room.message" || type === "m.room.encrypted") && !events[i].isRelation("m.replace")) return events[i];
+        if ((type === "m.room.message" || type === "m.room.encrypted") && !events[i].isRelation("m.replace") && !vanished(events[i])) return events[i];
     }
     return undefined;
 }

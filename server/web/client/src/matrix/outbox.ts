@@ -1,5 +1,7 @@
 import { signal } from "@preact/signals";
 import { ClientEvent, EventStatus, type Room } from "matrix-js-sdk";
+import { t } from "../i18n";
+import { finishLive, notice, passing, takeBack, type Live } from "../voice/live";
 import { upload } from "./attachments";
 import { problem, retryAfter, unreachable } from "./problem";
 import { forgetWithSession, me, online } from "./session";
@@ -23,6 +25,20 @@ export interface Outgoing {
     shown?: boolean;
     /** The part of the file that has been uploaded, 0 to 1. */
     progress?: number;
+    /** Set if others could listen while it was recorded: the server has its event, and a part of it. */
+    live?: Live;
+    /** Set if nothing is to be sent: what others could listen to is to be taken back. */
+    takenBack?: boolean;
+    /** A live message that was cut off. It goes when this one, which has all of it, is there. */
+    replaces?: string;
+}
+
+/** What there is to know of a recording that others could listen to. */
+export interface Spoken {
+    live?: Live;
+    replaces?: string;
+    /** When nothing of it is under way to the server any more. */
+    settled?: Promise<void>;
 }
 
 const table = "outgoing";
@@ -63,17 +79,30 @@ class Outbox {
     }
 
     /** Sends a file with what an event says of it. Does not fail: what goes wrong is shown with the item. */
-    async send(room: Room, blob: Blob, name: string, content: Record<string, unknown>): Promise<void> {
-        const item: Outgoing = { id: me().makeTxnId(), room: room.roomId, blob, name, content, at: Date.now(), state: "sending" };
+    async send(room: Room, blob: Blob, name: string, content: Record<string, unknown>, { live, replaces, settled }: Spoken = {}): Promise<void> {
+        await this.#add({ ...this.#item(room.roomId), blob, name, content, live, replaces, shown: !!live?.event }, settled);
+    }
+
+    /** Takes back what others could listen to, as soon as the server can be reached. */
+    async takeBack(live: Live, settled: Promise<void>): Promise<void> {
+        await this.#add({ ...this.#item(live.room), live, takenBack: true }, settled);
+    }
+
+    #item(room: string): Outgoing {
+        return { id: me().makeTxnId(), room, blob: new Blob(), name: "", content: {}, at: Date.now(), state: "sending" };
+    }
+
+    async #add(item: Outgoing, settled: Promise<void> | undefined): Promise<void> {
         this.items.value = [...this.items.value, item];
         const kept = this.#keep(item);
+        await settled;
         await this.#send(item);
         await kept;
     }
 
     /** What is to be shown at the end of a room's messages. */
     in(room: string): Outgoing[] {
-        return this.items.value.filter((item) => item.room === room && !item.shown);
+        return this.items.value.filter((item) => item.room === room && !item.shown && !item.takenBack);
     }
 
     retry(item: Outgoing): void {
@@ -98,6 +127,10 @@ class Outbox {
         }
         this.#change(item, { state: "sending", problem: undefined });
         try {
+            if (item.live && (await this.#goOn(item, item.live))) {
+                this.discard(item);
+                return;
+            }
             if (!item.reference) {
                 const progress = item.blob.size > 500_000 ? (done: number) => this.#change(item, { progress: done }) : undefined;
                 this.#change(item, { reference: await upload(me(), item.blob, item.name, room.hasEncryptionStateEvent(), progress) });
@@ -107,8 +140,39 @@ class Outbox {
             this.#change(item, { shown: true });
             await sending;
             this.discard(item);
+            if (item.replaces) await me().redactEvent(item.room, item.replaces).catch((error) => console.warn("what was cut off stays", error));
         } catch (error) {
             this.#failed(item, room, error);
+        }
+    }
+
+    /**
+     * Gives the server the rest of what others could listen to, or takes it back. False if the server takes no more of it: then the whole
+     * is to be sent as an ordinary message.
+     */
+    async #goOn(item: Outgoing, live: Live): Promise<boolean> {
+        try {
+            if (item.takenBack) await takeBack(live);
+            else {
+                this.#change(item, { shown: !!live.event });
+                await finishLive(live, item.blob);
+            }
+            return true;
+        } catch (error: any) {
+            if (passing(error)) throw error;
+            console.warn("a live message was not finished", error);
+            if (item.takenBack) {
+                notice.value = { room: item.room, text: t("live.notTakenBack", { reason: problem(error) }) };
+                return true;
+            }
+            if (error.httpStatus === 413) {
+                notice.value = { room: item.room, text: t("live.full") };
+                return true; // what fits is there
+            }
+            notice.value = { room: item.room, text: t("live.sentWhole") };
+            this.#change(item, { live: undefined, replaces: live.event, shown: false });
+            void this.#keep(item);
+            return false;
         }
     }
 

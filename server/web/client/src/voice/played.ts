@@ -2,6 +2,7 @@ import { signal } from "@preact/signals";
 import { ClientEvent, Method, RoomEvent, type MatrixClient, type MatrixEvent, type Room } from "matrix-js-sdk";
 import { isMine, voiceOf } from "../matrix/messages";
 import { me, revision } from "../matrix/session";
+import { isLive } from "./live";
 
 /** What the server keeps of one voice message for this person. docs/voice.md */
 interface State {
@@ -55,7 +56,11 @@ class Played {
             void this.refreshInbox();
         });
         client.on(RoomEvent.Timeline, (event: MatrixEvent, _room: Room | undefined, _start: boolean | undefined, _removed: boolean, data) => {
-            if (data?.liveEvent && voiceOf(event)) void this.refreshInbox();
+            if (data?.liveEvent && (voiceOf(event) || event.isRelation("m.replace"))) void this.refreshInbox();
+        });
+        client.on(RoomEvent.Redaction, (redaction: MatrixEvent) => {
+            const id = redaction.event.redacts ?? redaction.getContent().redacts;
+            if (this.inbox.value.events.some((event) => event.getId() === id)) void this.refreshInbox();
         });
         client.once(ClientEvent.Sync, () => void this.refreshInbox());
     }
@@ -109,7 +114,9 @@ class Played {
         try {
             const answer = await client.http.authedRequest<{ total: number; events: any[] }>(Method.Get, "/inbox", { limit: "50" }, undefined, { prefix });
             const mapper = client.getEventMapper();
-            this.inbox.value = { total: answer.total, events: answer.events.map((raw) => mapper(raw)) };
+            // One that is still being spoken is the room's own, which learns when it is complete.
+            const known = (event: MatrixEvent): MatrixEvent => (isLive(event) && client.getRoom(event.getRoomId())?.findEventById(event.getId()!)) || event;
+            this.inbox.value = { total: answer.total, events: answer.events.map((raw) => known(mapper(raw))) };
         } catch (error) {
             console.warn("the voice inbox was not loaded", error);
         }

@@ -1,11 +1,15 @@
 import { signal } from "@preact/signals";
-import type { MatrixEvent } from "matrix-js-sdk";
+import { RoomEvent, type MatrixClient, type MatrixEvent } from "matrix-js-sdk";
 import { download, mediaLink } from "../matrix/attachments";
 import { me } from "../matrix/session";
+import { isLive } from "./live";
 import { played } from "./played";
+import { Stream, streamable } from "./stream";
 
 export const speeds = [1, 1.5, 2, 0.5];
 const speedKey = "parley.speed";
+/** Faster than it is spoken one can only play what is further behind than this. Seconds. */
+const nearEnd = 0.7;
 
 /** The container in which this browser plays Opus; first the one that has an index, with which a jump costs one request. */
 function playable(): string | undefined {
@@ -21,10 +25,13 @@ class Player {
     readonly failed = signal<string | null>(null);
     /** Milliseconds. */
     readonly position = signal(0);
+    /** How much there is of a message that is still being spoken. Milliseconds. */
+    readonly available = signal(0);
     readonly speed = signal(Number(localStorage.getItem(speedKey)) || 1);
 
     #audio = new Audio();
     #url: string | undefined;
+    #stream: Stream | undefined;
     /** What follows when a message ends. */
     #next: (event: MatrixEvent) => MatrixEvent | undefined = () => undefined;
     #ticker = 0;
@@ -33,6 +40,7 @@ class Player {
         this.#audio.preload = "metadata"; // of a long message, only what is played is fetched
         this.#audio.addEventListener("ended", () => this.#ended());
         this.#audio.addEventListener("pause", () => this.#stopped());
+        this.#audio.addEventListener("progress", () => this.#measure());
         this.#audio.addEventListener("playing", () => {
             this.playing.value = true;
             cancelAnimationFrame(this.#ticker);
@@ -40,7 +48,29 @@ class Player {
         });
     }
 
+    /** Stops with a message that is deleted, or taken back while it is spoken. */
+    watch(client: MatrixClient): void {
+        client.on(RoomEvent.Redaction, (redaction: MatrixEvent) => {
+            const id = redaction.event.redacts ?? redaction.getContent().redacts;
+            if (!id || this.current.value?.getId() !== id) return;
+            this.#audio.pause();
+            this.#close();
+            this.#ended();
+        });
+    }
+
+    /** Sees how much has come of what is spoken now, and does not run ahead of it. */
+    #measure(): void {
+        if (!this.#stream) return;
+        const { buffered, currentTime } = this.#audio;
+        const end = buffered.length ? buffered.end(buffered.length - 1) : 0;
+        this.available.value = end * 1000;
+        const live = this.current.value && isLive(this.current.value);
+        this.#audio.playbackRate = live && end - currentTime < nearEnd ? Math.min(1, this.speed.value) : this.speed.value;
+    }
+
     #tick(): void {
+        this.#measure();
         this.position.value = this.#audio.currentTime * 1000;
         if (this.playing.value) this.#ticker = requestAnimationFrame(() => this.#tick());
     }
@@ -48,14 +78,14 @@ class Player {
     #stopped(): void {
         this.playing.value = false;
         const event = this.current.value;
-        if (event && !this.#audio.ended) played.setPosition(event, this.#audio.currentTime * 1000);
+        if (event && !this.#audio.ended && !event.isRedacted()) played.setPosition(event, this.#audio.currentTime * 1000);
     }
 
     #ended(): void {
         const event = this.current.value;
         if (!event) return;
         this.playing.value = false;
-        played.markPlayed(event);
+        if (!event.isRedacted()) played.markPlayed(event);
         const next = this.#next(event);
         if (next) void this.play(next, this.#next);
         else this.current.value = null;
@@ -82,6 +112,7 @@ class Player {
         this.failed.value = null;
         this.loading.value = true;
         this.position.value = played.position(event);
+        this.available.value = 0;
         await this.#open(event);
         this.loading.value = false;
     }
@@ -92,6 +123,20 @@ class Player {
      */
     async #open(event: MatrixEvent): Promise<void> {
         const content = event.getContent();
+        this.#close();
+        const type = isLive(event) && streamable(String(content.info?.mimetype));
+        if (type) {
+            const stream = new Stream(() => mediaLink(me(), content.url), type, (error) => {
+                console.warn("a live message broke off", error);
+                if (this.current.value !== event) return;
+                this.#audio.pause();
+                this.failed.value = event.getId() ?? null;
+            });
+            this.#stream = stream;
+            this.#audio.disableRemotePlayback = true; // Safari plays what is still coming only so
+            await this.#source(event, stream.url);
+            return;
+        }
         for (const container of content.file ? [] : [playable(), undefined]) {
             try {
                 await this.#source(event, await mediaLink(me(), content.url, container));
@@ -106,11 +151,17 @@ class Player {
         this.#url = url;
     }
 
+    /** Lets go of what was played before. */
+    #close(): void {
+        this.#stream?.close();
+        this.#stream = undefined;
+        if (this.#url) URL.revokeObjectURL(this.#url);
+        this.#url = undefined;
+    }
+
     /** Makes the audio element play from an address, and waits until it knows what it has there. */
     async #source(event: MatrixEvent, url: string): Promise<void> {
         if (this.current.value !== event) throw new DOMException("another message was chosen", "AbortError");
-        if (this.#url) URL.revokeObjectURL(this.#url);
-        this.#url = undefined;
         const known = new Promise<void>((resolve, reject) => {
             this.#audio.onloadedmetadata = () => resolve();
             this.#audio.onerror = () => reject(new Error(this.#audio.error?.message ?? "cannot be played"));
@@ -130,8 +181,9 @@ class Player {
             played.setPosition(event, position);
             return;
         }
-        this.#audio.currentTime = position / 1000;
-        this.position.value = position;
+        const to = this.#stream ? Math.min(position, this.available.value) : position;
+        this.#audio.currentTime = to / 1000;
+        this.position.value = to;
     }
 
     nextSpeed(): void {

@@ -10,6 +10,16 @@ export interface Recording {
 }
 
 const types = ["audio/ogg;codecs=opus", "audio/webm;codecs=opus", "audio/mp4;codecs=opus", "audio/mp4"];
+/** While it is being recorded, browsers play WebM and MP4 as it comes, but no Ogg. */
+const liveTypes = types.slice(1);
+
+/** What this browser records for others to hear meanwhile, if it can. */
+export function liveType(): string | undefined {
+    return liveTypes.find((type) => MediaRecorder.isTypeSupported(type));
+}
+
+/** How often a part of what others hear meanwhile is given away. Milliseconds. */
+const liveSlice = 200;
 
 /** How long the microphone is kept open after a recording, so that the next one starts at once. Milliseconds. */
 const keepWarm = 30_000;
@@ -29,6 +39,7 @@ export class Recorder {
     #analyser: AnalyserNode | undefined;
     #recorder: MediaRecorder | undefined;
     #chunks: Blob[] = [];
+    #onChunk: ((chunk: Blob) => void) | undefined;
     #levels: number[] = [];
     #started = 0;
     #ticker = 0;
@@ -68,7 +79,8 @@ export class Recorder {
         return stream;
     }
 
-    async start(): Promise<void> {
+    /** Begins to record. With onChunk the parts of the recording are given away as they come, a few each second. */
+    async start(onChunk?: (chunk: Blob) => void): Promise<void> {
         await this.prepare();
         clearTimeout(this.#cooling);
         const stream = await this.#stream!;
@@ -76,10 +88,14 @@ export class Recorder {
         this.#chunks = [];
         this.#levels = [];
         this.elapsed.value = 0;
-        const mimeType = types.find((type) => MediaRecorder.isTypeSupported(type));
+        const mimeType = onChunk ? liveType() : types.find((type) => MediaRecorder.isTypeSupported(type));
+        this.#onChunk = onChunk;
         this.#recorder = new MediaRecorder(stream, { mimeType, audioBitsPerSecond: 24_000 });
-        this.#recorder.ondataavailable = (event) => this.#chunks.push(event.data);
-        this.#recorder.start(250);
+        this.#recorder.ondataavailable = ({ data }) => {
+            this.#chunks.push(data);
+            this.#onChunk?.(data);
+        };
+        this.#recorder.start(onChunk ? liveSlice : 250);
         this.#started = performance.now();
         this.#ticker = window.setInterval(() => this.#measure(), 50);
     }
@@ -106,6 +122,7 @@ export class Recorder {
 
     /** Ends the recording and throws it away. */
     async cancel(): Promise<void> {
+        this.#onChunk = undefined;
         if (this.#recorder) await this.#end(this.#recorder);
         this.#chunks = [];
     }
