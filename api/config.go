@@ -86,6 +86,8 @@ type RateLimits struct {
 	CreateRoom Rate `mapstructure:"create_room" yaml:"create_room"`
 	// Media is uploads and URL previews, per user.
 	Media Rate `mapstructure:"media" yaml:"media"`
+	// Live is appending to voice messages that are heard while they are spoken, per user: some times a second for each.
+	Live Rate `mapstructure:"live" yaml:"live"`
 	// Keys is uploading, asking for and claiming keys and sending to devices, per user.
 	Keys Rate `mapstructure:"keys" yaml:"keys"`
 	// Search is searching messages, rooms and people, per user.
@@ -123,6 +125,7 @@ func DefaultConfig() Config {
 			Invite:       Rate{PerSecond: 1, Burst: 50},
 			CreateRoom:   Rate{PerSecond: 0.2, Burst: 20},
 			Media:        Rate{PerSecond: 10, Burst: 100},
+			Live:         Rate{PerSecond: 40, Burst: 400},
 			Keys:         Rate{PerSecond: 20, Burst: 200},
 			Search:       Rate{PerSecond: 2, Burst: 30},
 			Report:       Rate{PerSecond: 1, Burst: 5},

@@ -94,6 +94,7 @@ func (a *api) capabilities(c *call) error {
 		"m.3pid_changes":             flag{false},
 		"m.get_login_token":          flag{true},
 		"m.forget_forced_upon_leave": flag{false},
+		"im.parley.voice.live":       flag{a.Voice.LiveEnabled()},
 		"m.room_versions": map[string]any{
 			"default":   a.DefaultRoomVersion,
 			"available": available,

@@ -22,6 +22,7 @@ const (
 	limitInvite
 	limitCreateRoom
 	limitMedia
+	limitLive
 	limitKeys
 	limitSearch
 	limitReport
@@ -58,6 +59,7 @@ func newLimiter(cfg RateLimits, now func() time.Time) *limiter {
 		limitInvite:       cfg.Invite,
 		limitCreateRoom:   cfg.CreateRoom,
 		limitMedia:        cfg.Media,
+		limitLive:         cfg.Live,
 		limitKeys:         cfg.Keys,
 		limitSearch:       cfg.Search,
 		limitReport:       cfg.Report,

@@ -39,12 +39,16 @@ func (a *api) sendEvent(c *call) error {
 	if err := c.refuseDelay(); err != nil {
 		return err
 	}
-	if content, err = a.Voice.Prepare(c.ctx(), id, c.userID(), c.Param("eventType"), content); err != nil {
-		return err
-	}
-	r := room.SendRequest{Room: id, Sender: c.userID(), Type: c.Param("eventType"), Content: content}
+	r := room.SendRequest{Room: id, Sender: c.userID(), Type: c.Param("eventType")}
 	if txn := c.Param("txnId"); txn != "" {
 		r.Device, r.TxnID = c.deviceID(), txn
+	}
+	if r.Content, err = a.Voice.Prepare(c.ctx(), id, r.Sender, r.Type, content); err != nil {
+		// What could be sent then may be refused now, such as a recording that has ended meanwhile; the client did not get the answer.
+		if sent, before := a.Rooms.SentBefore(c.ctx(), r); before == nil && sent != "" {
+			return c.sent(sent, nil)
+		}
+		return err
 	}
 	// The endpoint for redactions has checks of its own.
 	if r.Type == "m.room.redaction" {

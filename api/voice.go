@@ -1,6 +1,8 @@
 package api
 
 import (
+	"io"
+	"net/http"
 	"net/url"
 	"strconv"
 	"time"
@@ -24,6 +26,10 @@ func (a *api) voiceRoutes() []route {
 		{method: put, path: transcript, handle: a.correctTranscript, limit: limitAccount, suspended: true},
 		{method: get, path: prefix + "/inbox", handle: a.voiceInbox, suspended: true},
 	}
+	live := prefix + "/live" + file
+	all = append(all,
+		route{method: put, path: live, handle: a.appendLive, limit: limitLive},
+		route{method: del, path: live, handle: a.cancelLive, limit: limitLive, suspended: true})
 	for _, method := range []string{get, head} {
 		all = append(all,
 			route{method: method, path: prefix + "/media" + file, handle: a.downloadRecording, suspended: true},
@@ -60,6 +66,57 @@ func (c *call) serveFile(f *media.File, err error) error {
 	defer f.Close()
 	f.ServeHTTP(c.Writer, c.Request)
 	return nil
+}
+
+// appendLive takes a part of a recording as it is made. The body may come as slowly as somebody speaks.
+func (a *api) appendLive(c *call) error {
+	uri, err := media.NewURI(c.Param("serverName"), c.Param("mediaId"))
+	if err != nil {
+		return err
+	}
+	offset, err := c.number("offset", -1)
+	if err != nil {
+		return err
+	}
+	if offset < 0 {
+		return matrix.MissingParam("offset is missing: where in the recording the body begins")
+	}
+	end, err := c.boolean("end")
+	if err != nil {
+		return err
+	}
+	body := &patientBody{Reader: c.Request.Body, answer: http.NewResponseController(c.Writer), silence: a.Voice.Config.Live.Idle}
+	defer body.done()
+	answer, err := a.Voice.AppendLive(c.ctx(), c.userID(), uri, voice.Piece{
+		Offset: offset, ContentType: c.Request.Header.Get("Content-Type"), Body: body, End: end,
+	})
+	return c.answer(answer, err)
+}
+
+// patientBody reads a body whose next byte may take as long as silence.
+type patientBody struct {
+	io.Reader
+	answer  *http.ResponseController
+	silence time.Duration
+}
+
+func (b *patientBody) Read(p []byte) (int, error) {
+	_ = b.answer.SetReadDeadline(time.Now().Add(b.silence)) // what cannot set a deadline is no network connection
+	return b.Reader.Read(p)
+}
+
+func (b *patientBody) done() { _ = b.answer.SetReadDeadline(time.Time{}) }
+
+// cancelLive takes a recording back that is being made.
+func (a *api) cancelLive(c *call) error {
+	uri, err := media.NewURI(c.Param("serverName"), c.Param("mediaId"))
+	if err != nil {
+		return err
+	}
+	if err := a.Voice.CancelLive(c.ctx(), c.userID(), uri); err != nil {
+		return err
+	}
+	return c.done()
 }
 
 // linkRecording makes a link to a file that needs no access token.

@@ -104,7 +104,7 @@ func build(ctx context.Context, cfg *Config, log *slog.Logger) (h *house, err er
 	h.users = user.New(user.Options{Config: cfg.Users, ServerName: server, DB: h.db, Remote: h.client, Log: log})
 	h.keys = keys.New(keys.Options{Config: cfg.Keys, ServerName: server, DB: h.db, Remote: h.client, Log: log})
 	h.push = push.New(push.Options{Config: cfg.Push, DB: h.db, Client: outside, Log: log})
-	h.media = media.New(media.Options{Config: cfg.Media, Server: server, DB: h.db, Blobs: blobs, Remote: h.client, PreviewClient: outside, Log: log})
+	h.media = media.New(media.Options{Config: cfg.Media, Live: cfg.Voice.Live, Server: server, DB: h.db, Blobs: blobs, Remote: h.client, PreviewClient: outside, Log: log})
 	h.closers = append(h.closers, h.media.Close)
 	h.rooms = room.New(room.Options{Config: cfg.Rooms, ServerName: server, DB: h.db, Key: key, Keys: h.client, Remote: h.client,
 		Profile: h.profile, UserExists: h.users.Exists, InviteAllowed: h.inviteAllowed, Ignored: h.users.Ignored, Log: log,
@@ -119,7 +119,8 @@ func build(ctx context.Context, cfg *Config, log *slog.Logger) (h *house, err er
 	h.sync = syncer.New(syncer.Options{Config: cfg.Sync, ServerName: server, DB: h.db, Rooms: h.rooms, Users: h.users, Keys: h.keys, Push: h.push,
 		OnEDU: h.sender.SendEDU, Transcripts: cfg.Voice.Transcripts.Endpoint != "", Log: log})
 	h.closers = append(h.closers, h.sync.Close)
-	h.voice = voice.New(voice.Options{Config: cfg.Voice, DB: h.db, Media: h.media, Rooms: h.rooms, Client: speechClient(cfg.Voice.Transcripts.Endpoint), Log: log})
+	h.voice = voice.New(voice.Options{Config: cfg.Voice, DB: h.db, Media: h.media, Rooms: h.rooms, Client: speechClient(cfg.Voice.Transcripts.Endpoint), Log: log,
+		Metrics: h.registry})
 	h.closers = append(h.closers, h.voice.Close)
 	h.federation = federation.NewHandler(federation.HandlerOptions{Client: h.client, Rooms: h.rooms, Users: h.users,
 		Keys: h.keys, Media: h.media, Sync: h.sync, Voice: h.voice, Version: version()})

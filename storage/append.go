@@ -97,7 +97,7 @@ func (tx *Tx) AppendRooms(appends []*RoomAppend) error {
 		}
 	}
 	for _, write := range []func([]*RoomAppend) error{tx.insertEvents, tx.updateEvents, tx.writePartial, tx.writeStates, tx.writeMembers, tx.writeRelations, tx.writeGaps,
-		tx.writeVoiceMessages, tx.forgetTranscripts, tx.forgetPlayed, tx.queueForIndex, tx.writeEventMedia, tx.writePurges} {
+		tx.writeVoiceMessages, tx.writeLive, tx.forgetTranscripts, tx.forgetPlayed, tx.queueForIndex, tx.writeEventMedia, tx.writePurges} {
 		if err := write(kept); err != nil {
 			return err
 		}

@@ -130,6 +130,9 @@ func (db *DB) AddMedia(ctx context.Context, m Media, recording *Recording, quota
 		case err != nil && !errors.Is(err, ErrNotFound):
 			return err
 		}
+		if old != nil && old.ExpiresMS == 0 { // it is being recorded live
+			return ErrMediaExists
+		}
 		if quota > 0 {
 			var used int64
 			err := tx.Raw("SELECT coalesce(sum(size), 0) FROM media WHERE uploader = ?", string(m.Uploader)).Scan(&used).Error
@@ -244,8 +247,12 @@ func (db *DB) deleteMediaWhere(ctx context.Context, now time.Time, n *int, limit
 func (tx *Tx) deleteMedia(rows []mediaRow, now time.Time) error {
 	for _, row := range rows {
 		err := tx.Exec("DELETE FROM media WHERE server = ? AND media_id = ?", row.Server, row.MediaID).Error
-		if err == nil && row.Hash != "" {
+		switch {
+		case err != nil:
+		case row.Hash != "":
 			err = tx.releaseBlob(row.Hash, now)
+		case row.ExpiresMS == 0:
+			err = tx.cancelLive(row.MediaID)
 		}
 		if err != nil {
 			return err

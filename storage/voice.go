@@ -8,12 +8,12 @@ func isVoice(content []byte) bool {
 	return bytes.Contains(content, []byte(`,"org.matrix.msc3245.voice"`)) || bytes.Contains(content, []byte(`{"org.matrix.msc3245.voice"`))
 }
 
-// writeVoiceMessages notes the voice messages among new events.
+// writeVoiceMessages notes the voice messages among new events. An edit is no other message.
 func (tx *Tx) writeVoiceMessages(appends []*RoomAppend) error {
 	in := tx.inserter("voice_messages", "num, room, pos, event_id, sender", " ON CONFLICT DO NOTHING")
 	for _, a := range appends {
 		for _, e := range a.Events {
-			if e.Pos > 0 && !e.Hidden() && e.Type() == "m.room.message" && isVoice(e.Content()) {
+			if e.Pos > 0 && !e.Hidden() && e.Type() == "m.room.message" && isVoice(e.Content()) && !isEdit(e.Content()) {
 				in.add(e.Num, a.Room.Num, e.Pos, string(e.ID()), string(e.Sender()))
 			}
 		}

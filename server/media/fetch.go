@@ -6,8 +6,11 @@ import (
 	"fmt"
 	"io"
 	"mime"
+	"strings"
+	"sync"
 	"time"
 
+	"parley.im/parley/server/audio"
 	"parley.im/parley/server/matrix"
 	"parley.im/parley/storage"
 )
@@ -22,6 +25,7 @@ type fetch struct {
 	// Guarded by repository.mu, read by followers after wait.
 	changed chan struct{} // closed, and replaced, when any of the following has changed or the staged blob has grown
 	started bool          // the other server has answered with a file; or done
+	live    bool          // the file is being recorded
 	done    bool
 	err     error         // why it failed; only after done
 	media   storage.Media // ContentType and Filename once started, all of it once done
@@ -52,12 +56,15 @@ func (r *Repository) fetch(req Request) (*fetch, error) {
 // run is the fetch's goroutine; it owns the staged blob's writing side.
 func (f *fetch) run(wait time.Duration) {
 	r := f.repository
-	ctx, cancel := context.WithTimeout(r.life, r.Config.RemoteTimeout+wait)
-	defer cancel()
+	// The time is for a file that is there. For one that is being recorded it begins anew with every byte.
+	ctx, cancel := context.WithCancelCause(r.life)
+	timer := time.AfterFunc(r.Config.RemoteTimeout+wait, func() { cancel(context.DeadlineExceeded) })
+	defer func() { timer.Stop(); cancel(nil) }()
 	staged := f.staged
 	defer func() { staged.Discard() }()
 	counted := false
-	m, err := f.download(ctx, wait)
+	m, err := f.download(ctx, wait, timer)
+	timer.Reset(r.Config.RemoteTimeout)
 	if err == nil {
 		recording, _ := r.inspect(staged, staged.Size()) // what is not well-formed is a file like others
 		staged, err = r.keep(ctx, staged, func(hash storage.BlobHash, size int64) error {
@@ -83,30 +90,78 @@ func (f *fetch) run(wait time.Duration) {
 }
 
 // download asks the other server and writes what comes.
-func (f *fetch) download(ctx context.Context, wait time.Duration) (storage.Media, error) {
+func (f *fetch) download(ctx context.Context, wait time.Duration, timer *time.Timer) (storage.Media, error) {
 	r := f.repository
 	m := storage.Media{Server: f.uri.Server, MediaID: f.uri.MediaID}
 	select {
 	case r.fetchSlots <- struct{}{}:
-		defer func() { <-r.fetchSlots }()
 	case <-ctx.Done():
 		return m, ctx.Err()
 	}
+	leave := sync.OnceFunc(func() { <-r.fetchSlots })
+	defer leave()
 	file, err := r.Remote.DownloadMedia(ctx, f.uri.Server, f.uri.MediaID, wait)
 	if err != nil {
 		return m, err
 	}
 	defer file.Body.Close()
+	var body io.Reader = file.Body
+	if file.Live {
+		leave() // it takes long, and does not do much
+		if err := f.countLive(1); err != nil {
+			return m, err
+		}
+		defer f.countLive(-1)
+		body = &patient{file.Body, timer, r.Now().Add(r.Live.RemoteLongest), r.Now}
+	}
 	m.ContentType = cleanContentType(file.ContentType)
 	if _, params, err := mime.ParseMediaType(file.ContentDisposition); err == nil {
 		m.Filename = cleanFilename(params["filename"])
 	}
-	f.change(func() { f.started, f.media = true, m })
-	n, err := io.Copy(growing{f}, io.LimitReader(file.Body, r.Config.MaxRemoteBytes+1))
+	f.change(func() { f.started, f.live, f.media = true, file.Live, m })
+	n, err := io.Copy(growing{f}, io.LimitReader(body, r.Config.MaxRemoteBytes+1))
 	if err == nil && n > r.Config.MaxRemoteBytes {
 		err = matrix.TooLarge("above %d bytes", r.Config.MaxRemoteBytes)
 	}
 	return m, err
+}
+
+const (
+	// maxLiveFrom is how many live recordings are followed at the same time from one server: each holds a connection.
+	maxLiveFrom = 32
+	// liveSilence is how long a live recording may be silent. The server that has it should have ended it before.
+	liveSilence = 2 * time.Minute
+)
+
+// countLive counts the live recordings that are followed from a server.
+func (f *fetch) countLive(n int) error {
+	r := f.repository
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := r.liveFrom[f.uri.Server] + n
+	if n > 0 && now > maxLiveFrom {
+		return fmt.Errorf("%d live recordings of this server are being followed already", maxLiveFrom)
+	}
+	if r.liveFrom[f.uri.Server] = now; now == 0 {
+		delete(r.liveFrom, f.uri.Server)
+	}
+	return nil
+}
+
+// patient reads a live recording: its timer begins anew with each byte.
+type patient struct {
+	io.Reader
+	timer *time.Timer
+	until time.Time
+	now   func() time.Time
+}
+
+func (p *patient) Read(b []byte) (int, error) {
+	if p.now().After(p.until) {
+		return 0, errors.New("the live recording is longer than is followed")
+	}
+	p.timer.Reset(liveSilence)
+	return p.Reader.Read(b)
 }
 
 // growing tells the followers of every write.
@@ -153,12 +208,31 @@ func (f *fetch) open(ctx context.Context) (*File, error) {
 	defer f.repository.mu.Unlock()
 	file := &File{
 		ReadSeekCloser: &follower{ctx: ctx, fetch: f},
-		ContentType:    f.media.ContentType, Filename: f.media.Filename, Size: -1,
+		ContentType:    f.media.ContentType, Filename: f.media.Filename, Size: -1, Live: f.live && !f.done,
+		whole: f.complete,
 	}
 	if f.done {
 		file.Hash, file.Size, file.Created = f.media.Hash, f.media.Size, f.media.Created
 	}
 	return file, nil
+}
+
+// openAs is open for a live recording in the given container, and nil for everything else.
+func (f *fetch) openAs(ctx context.Context, container audio.Container) (*File, error) {
+	f.repository.mu.Lock()
+	base, _, _ := strings.Cut(f.media.ContentType, ";")
+	is := f.live && !f.done && base == container.ContentType()
+	f.repository.mu.Unlock()
+	if !is {
+		return nil, nil
+	}
+	return f.open(ctx)
+}
+
+// complete waits for the end of the fetch.
+func (f *fetch) complete(ctx context.Context) (storage.Media, error) {
+	err := f.wait(ctx, func() bool { return f.done })
+	return f.media, err
 }
 
 // remoteError is what a client is told of a fetch that failed. Spec v1.19 client-server-api/#content-repo-security-considerations

@@ -1,6 +1,8 @@
 package media
 
 import (
+	"context"
+	"errors"
 	"io"
 	"mime"
 	"net/http"
@@ -26,6 +28,11 @@ type File struct {
 	Size int64
 	// Created is when the file came to this server.
 	Created time.Time
+	// Live says that the content is still being recorded, here or elsewhere: it takes as long as somebody speaks.
+	Live bool
+
+	// whole waits for the end of a file that is still arriving; nil for others.
+	whole func(context.Context) (storage.Media, error)
 }
 
 // inlineTypes are safe to be shown by a browser. Spec v1.19 client-server-api/#serving-inline-content
@@ -52,8 +59,8 @@ func (f *File) ContentDisposition() string {
 
 // ServeHTTP answers a GET or HEAD request with the file and leaves it open. It sets all headers, and understands Range,
 // If-Range and the other conditions; the ETag is the content's SHA-256. A file that is still arriving is passed on as
-// it comes, unless the request needs to know its size. If it breaks off then, so does the answer: ServeHTTP
-// panics with http.ErrAbortHandler, as the only way to tell the client.
+// it comes, unless the request needs to know its size; one that is being recorded is passed on in any case. If it breaks off then, so does the
+// answer: ServeHTTP panics with http.ErrAbortHandler, as the only way to tell the client.
 func (f *File) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h := w.Header()
 	h.Set("Content-Type", f.ContentType)
@@ -62,48 +69,77 @@ func (f *File) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h.Set("Cross-Origin-Resource-Policy", "cross-origin")
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Referrer-Policy", "no-referrer")
+	if f.Live {
+		h.Set("Cache-Control", "no-store")
+		h.Set("X-Accel-Buffering", "no") // a proxy that gathers the answer would keep it until the end
+		if r.Method == http.MethodHead {
+			w.WriteHeader(http.StatusOK)
+			return
+		}
+		f.serveArriving(w)
+		return
+	}
 	// What an ID stands for never changes, but it can be deleted.
 	h.Set("Cache-Control", "private, max-age=86400, immutable")
-	arriving, ok := f.ReadSeekCloser.(*follower)
-	if !ok || f.Size >= 0 {
+	if f.whole == nil || f.Size >= 0 {
 		h.Set("ETag", `"`+f.Hash.String()+`"`)
 		http.ServeContent(w, r, "", f.Created, f)
 		return
 	}
 	if r.Method == http.MethodHead || r.Header.Get("Range") != "" {
-		f.serveComplete(w, r, arriving.fetch)
+		f.serveComplete(w, r)
 		return
 	}
 	f.serveArriving(w)
 }
 
 // serveComplete waits for the rest of the file.
-func (f *File) serveComplete(w http.ResponseWriter, r *http.Request, fetch *fetch) {
-	if err := fetch.wait(r.Context(), func() bool { return fetch.done }); err != nil {
+func (f *File) serveComplete(w http.ResponseWriter, r *http.Request) {
+	m, err := f.whole(r.Context())
+	if err != nil {
 		panic(http.ErrAbortHandler)
 	}
-	f.Hash, f.Size, f.Created = fetch.media.Hash, fetch.media.Size, fetch.media.Created
+	f.Hash, f.Size, f.Created = m.Hash, m.Size, m.Created
 	f.ServeHTTP(w, r)
 }
 
 func (f *File) serveArriving(w http.ResponseWriter) {
-	flusher, _ := w.(http.Flusher)
+	switch read, write := f.Follow(w); {
+	case read != nil:
+		panic(http.ErrAbortHandler)
+	case write != nil: // the client is gone
+	}
+}
+
+// Follow writes the content to an answer as it arrives, without waiting for more. It gives up who takes nothing for half a minute. read is the error
+// of a content that breaks off, write that of a client that does.
+func (f *File) Follow(w http.ResponseWriter) (read, write error) {
+	answer := http.NewResponseController(w)
+	w.WriteHeader(http.StatusOK)
+	_ = answer.Flush() // what cannot flush is no network connection; nor can it set a deadline
+	limited := false
+	defer func() {
+		if limited {
+			_ = answer.SetWriteDeadline(time.Time{})
+		}
+	}()
 	buf := make([]byte, 32<<10)
 	for {
 		n, err := f.Read(buf)
 		if n > 0 {
+			limited = answer.SetWriteDeadline(time.Now().Add(writeTimeout)) == nil
 			if _, err := w.Write(buf[:n]); err != nil {
-				return // the client is gone
+				return nil, err
 			}
-			if flusher != nil {
-				flusher.Flush()
+			if err := answer.Flush(); err != nil && !errors.Is(err, http.ErrNotSupported) {
+				return nil, err
 			}
 		}
 		if err == io.EOF {
-			return
+			return nil, nil
 		}
 		if err != nil {
-			panic(http.ErrAbortHandler)
+			return err, nil
 		}
 	}
 }

@@ -43,8 +43,11 @@ func (r *Repository) Open(ctx context.Context, req Request) (*File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if fetch != nil {
+	switch {
+	case fetch != nil:
 		return fetch.open(ctx)
+	case m.Hash.IsZero():
+		return r.openLive(ctx, req.URI)
 	}
 	return r.openBlob(ctx, m)
 }
@@ -52,6 +55,9 @@ func (r *Repository) Open(ctx context.Context, req Request) (*File, error) {
 // complete is a file's description, once all of it is here.
 func (r *Repository) complete(ctx context.Context, req Request) (storage.Media, error) {
 	m, fetch, err := r.find(ctx, req)
+	if err == nil && fetch == nil && m.Hash.IsZero() {
+		return r.liveFile(ctx, req.URI)
+	}
 	if fetch == nil || err != nil {
 		return m, err
 	}
@@ -62,7 +68,8 @@ func (r *Repository) complete(ctx context.Context, req Request) (storage.Media, 
 	return fetch.media, fetch.err
 }
 
-// find gives the description of a file, or the running fetch of it, which holds the staged blob for the caller.
+// find gives the description of a file, or the running fetch of it, which holds the staged blob for the caller. The hash of a file that is being
+// recorded here is zero.
 func (r *Repository) find(ctx context.Context, req Request) (storage.Media, *fetch, error) {
 	if req.Unauthenticated && !r.Config.UnauthenticatedDownloads {
 		return storage.Media{}, nil, matrix.NotFound("files are read on the authenticated paths only, since Matrix 1.11")
@@ -93,7 +100,7 @@ func (r *Repository) find(ctx context.Context, req Request) (storage.Media, *fet
 	return m, fetch, nil
 }
 
-// findLocal waits for the upload of a file if it must.
+// findLocal waits for the upload of a file if it must, or for the first sound of one that is being recorded.
 func (r *Repository) findLocal(ctx context.Context, req Request) (storage.Media, error) {
 	timeout := time.NewTimer(req.Wait)
 	defer timeout.Stop()
@@ -109,12 +116,23 @@ func (r *Repository) findLocal(ctx context.Context, req Request) (storage.Media,
 			return m, fmt.Errorf("find media: %w", err)
 		case !m.Hash.IsZero():
 			return m, nil
+		case m.Expires.IsZero():
+			row, err := r.DB.LiveRecording(ctx, req.URI.MediaID)
+			if errors.Is(err, storage.ErrNotFound) || err == nil && row.State == storage.LiveCancelled {
+				return m, errLiveCancelled()
+			}
+			if err != nil {
+				return m, fmt.Errorf("find live recording: %w", err)
+			}
+			if m.ContentType = row.ContentType; row.Whole > 0 {
+				return m, nil
+			}
 		case !r.Now().Before(m.Expires):
 			return m, matrix.NotFound("the file was never uploaded")
 		}
 		select {
 		case <-uploaded:
-		case <-time.After(time.Second): // another process may have got the upload
+		case <-time.After(livePoll): // another process may have got the upload
 		case <-timeout.C:
 			return m, matrix.NotYetUploaded("the file has not been uploaded yet")
 		case <-ctx.Done():

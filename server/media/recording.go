@@ -134,8 +134,20 @@ func (r *Repository) openRecording(ctx context.Context, hash storage.BlobHash) (
 
 // rendition opens a recording in the container that is asked for.
 func (r *Repository) rendition(ctx context.Context, req Request) (*File, error) {
-	m, err := r.complete(ctx, req)
+	m, fetch, err := r.find(ctx, req)
 	if err != nil {
+		return nil, err
+	}
+	if base, _, _ := strings.Cut(m.ContentType, ";"); fetch == nil && m.Hash.IsZero() && base == req.Container.ContentType() {
+		return r.openLive(ctx, req.URI) // as it is recorded
+	}
+	if fetch != nil {
+		if file, err := fetch.openAs(ctx, req.Container); file != nil || err != nil {
+			return file, err
+		}
+		fetch.staged.Release()
+	}
+	if m, err = r.complete(ctx, req); err != nil {
 		return nil, err
 	}
 	known, err := r.DB.Recording(ctx, m.Hash)

@@ -30,6 +30,7 @@ type Remote interface {
 // limited yet: the repository does that.
 type RemoteFile struct {
 	Body               io.ReadCloser
+	Live               bool // it is being recorded: how long it takes is not up to the server
 	ContentType        string
 	ContentDisposition string
 }
@@ -37,6 +38,7 @@ type RemoteFile struct {
 // Options are what a Repository is made of.
 type Options struct {
 	Config Config
+	Live   LiveConfig
 	Server matrix.ServerName
 	DB     *storage.DB
 	Blobs  storage.Blobs
@@ -66,9 +68,11 @@ type Repository struct {
 
 	mu       sync.Mutex
 	fetches  map[URI]*fetch
-	uploaded chan struct{}     // closed, and replaced, whenever an upload to a created ID has ended
-	used     map[URI]time.Time // media of other servers read since the last sweep
-	linkKey  []byte            // nil until the first link
+	liveFrom map[matrix.ServerName]int // how many of the fetches are of live recordings
+	lives    map[string]*live          // by media ID
+	uploaded chan struct{}             // closed, and replaced, whenever an upload to a created ID has ended, or the first sound of a live one is there
+	used     map[URI]time.Time         // media of other servers read since the last sweep
+	linkKey  []byte                    // nil until the first link
 	closed   bool
 }
 
@@ -83,6 +87,8 @@ func New(o Options) *Repository {
 		imageSlots: make(chan struct{}, max(o.Config.ThumbnailJobs, 1)),
 		soundSlots: make(chan struct{}, 2),
 		fetches:    map[URI]*fetch{},
+		lives:      map[string]*live{},
+		liveFrom:   map[matrix.ServerName]int{},
 		uploaded:   make(chan struct{}),
 		used:       map[URI]time.Time{},
 	}

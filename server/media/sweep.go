@@ -78,6 +78,9 @@ func (r *Repository) sweep(ctx context.Context) error {
 	if err := r.writeUses(ctx); err != nil {
 		return err
 	}
+	if err := r.lookAfterLives(ctx); err != nil {
+		return err
+	}
 	if err := r.inBatches(func() (int, error) { return r.DB.DeleteExpiredMedia(ctx, now, sweepBatch) }); err != nil {
 		return err
 	}

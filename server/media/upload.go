@@ -70,6 +70,8 @@ func (r *Repository) UploadTo(ctx context.Context, user matrix.UserID, uri URI, 
 		return matrix.Forbidden("this media ID was created by another user")
 	case !m.Hash.IsZero():
 		return matrix.CannotOverwriteMedia("this media ID has content already")
+	case m.Expires.IsZero():
+		return matrix.CannotOverwriteMedia("this media ID is being recorded live")
 	case !r.Now().Before(m.Expires):
 		return matrix.NotFound("this media ID has expired")
 	}

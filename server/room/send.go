@@ -96,6 +96,18 @@ func (s *Service) sentBefore(ctx context.Context, room *Room, r *SendRequest) (m
 	return id, err
 }
 
+// SentBefore finds what was sent with the request's transaction ID; "" if nothing was, or the request has none.
+func (s *Service) SentBefore(ctx context.Context, r SendRequest) (matrix.EventID, error) {
+	room, err := s.Room(ctx, r.Room)
+	if errors.Is(err, errNoRoom) {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	return s.sentBefore(ctx, room, &r)
+}
+
 func (u *update) send(r *SendRequest) (matrix.EventID, error) {
 	txn := sentTxn{user: r.Sender, device: r.Device, typ: r.Type, id: r.TxnID}
 	if r.TxnID != "" {

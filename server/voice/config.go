@@ -5,6 +5,8 @@ import (
 	"net/url"
 	"strings"
 	"time"
+
+	"parley.im/parley/server/media"
 )
 
 // Config is the section "voice" of the configuration file.
@@ -20,6 +22,8 @@ type Config struct {
 	// RequireOpus refuses voice messages whose file is here but is no well-formed Ogg, WebM or MP4 file of one Opus stream,
 	// which means that nothing about it can be checked.
 	RequireOpus bool `mapstructure:"require_opus"`
+	// Live: voice messages that are listened to while they are spoken.
+	Live media.LiveConfig `mapstructure:"live"`
 	// Transcripts: what is said, as text. docs/voice.md leads through the set-up.
 	Transcripts TranscriptConfig `mapstructure:"transcripts"`
 }
@@ -59,7 +63,7 @@ const (
 // DefaultConfig is what holds where the configuration file says nothing.
 func DefaultConfig() Config {
 	return Config{
-		MaxDuration: 30 * time.Minute, FalseClaims: CorrectClaims, Waveforms: true,
+		MaxDuration: 30 * time.Minute, FalseClaims: CorrectClaims, Waveforms: true, Live: media.DefaultLiveConfig(),
 		Transcripts: TranscriptConfig{
 			Model: "whisper-1", Timeout: 2 * time.Minute, MaxDuration: 10 * time.Minute, Workers: 1, Attempts: 20, PushWait: 3 * time.Second, Remote: true,
 		},
@@ -73,6 +77,9 @@ func (c Config) Validate() error {
 	}
 	if c.MaxDuration < 0 {
 		return fmt.Errorf("max_duration must not be negative")
+	}
+	if err := c.Live.Validate(); err != nil {
+		return fmt.Errorf("live: %w", err)
 	}
 	if err := c.Transcripts.validate(); err != nil {
 		return fmt.Errorf("transcripts.%w", err)

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"parley.im/parley/server/audio"
 	"parley.im/parley/server/matrix"
 	"parley.im/parley/server/media"
@@ -32,12 +34,15 @@ type Options struct {
 	Client *http.Client
 	// Now is time.Now if it is nil.
 	Now func() time.Time
+	// Metrics may be nil.
+	Metrics prometheus.Registerer
 }
 
 // Service is the voice room of one server.
 type Service struct {
 	Options
 	transcriber
+	tender
 }
 
 // New makes the service. Run does what goes on in the background; Close is for those whose database lives on.
@@ -47,6 +52,7 @@ func New(o Options) *Service {
 	}
 	s := &Service{Options: o}
 	s.transcriber.init(s)
+	s.tender.init(s)
 	return s
 }
 
@@ -64,15 +70,21 @@ const (
 // be sent: for a voice message in clear whose file is here, with the duration, size, type and waveform that the file really
 // has; for everything else the content as it is. content must be a JSON object. Errors are M_TOO_LARGE (413) for a message
 // over the server's or the room's limit, M_INVALID_PARAM for false claims where they are refused and for a file that is no
-// recording where that is required. Whether the sender may send there is not looked into; for somebody who is not in the
+// recording where that is required; of a message whose recording is to be heard live also M_FORBIDDEN and those of media.StartLive. Whether the sender may send there is not looked into; for somebody who is not in the
 // room nothing is done.
 func (s *Service) Prepare(ctx context.Context, id matrix.RoomID, sender matrix.UserID, eventType string, content json.RawMessage) (json.RawMessage, error) {
 	// Nearly all events end here.
-	if eventType != typeMessage || !bytes.Contains(content, []byte(`"m.audio"`)) {
+	if eventType != typeMessage || !bytes.Contains(content, []byte(`"m.audio"`)) && !bytes.Contains(content, []byte(`"`+storage.LiveKey)) {
 		return content, nil
 	}
 	var m map[string]json.RawMessage
-	if err := json.Unmarshal(content, &m); err != nil || !isVoice(m) {
+	if err := json.Unmarshal(content, &m); err != nil {
+		return content, nil
+	}
+	if m[storage.LiveKey] != nil {
+		return s.prepareLive(ctx, id, sender, m)
+	}
+	if !isVoice(m) {
 		return content, nil
 	}
 	var address string

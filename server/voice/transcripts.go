@@ -55,6 +55,7 @@ func (t *transcriber) init(s *Service) {
 // Close stops listening to the database.
 func (s *Service) Close() error {
 	s.stop()
+	s.stopLive()
 	return nil
 }
 
@@ -83,8 +84,13 @@ func (t *transcriber) rouse() {
 	}
 }
 
-// Run transcribes what is sent until ctx ends.
+// Run transcribes what is sent and looks after what is being spoken, until ctx ends.
 func (s *Service) Run(ctx context.Context) error {
+	var workers sync.WaitGroup
+	defer workers.Wait()
+	if s.live() {
+		workers.Go(func() { s.runLive(ctx) })
+	}
 	if !s.Transcribes() {
 		if s.DB != nil {
 			if err := s.DB.ForgetTranscriptQueue(ctx); err != nil {
@@ -94,8 +100,6 @@ func (s *Service) Run(ctx context.Context) error {
 		<-ctx.Done()
 		return nil
 	}
-	var workers sync.WaitGroup
-	defer workers.Wait()
 	for range s.Config.Transcripts.Workers {
 		workers.Go(func() { s.work(ctx) })
 	}
@@ -167,6 +171,9 @@ func (s *Service) do(ctx context.Context, job storage.TranscriptJob, until time.
 	uri, err := s.transcribable(ctx, job.Num)
 	if err != nil {
 		return s.settle(ctx, job, storage.BlobHash{}, err)
+	}
+	if spoken, err := s.stillSpoken(ctx, job.Num, uri); err != nil || spoken {
+		return errors.Join(err, s.DB.DeferTranscript(kept, job, storage.BlobHash{}, s.Now().Add(liveTranscript)))
 	}
 	fetch, cancel := context.WithTimeout(ctx, fetchWait)
 	m, err := s.Media.Fetch(fetch, media.Request{URI: uri})
@@ -298,12 +305,12 @@ func voiceInClear(e *storage.Event) (map[string]json.RawMessage, bool) {
 	return content, true
 }
 
-// Expected reports whether the transcript of an event of the stream is on its way.
+// Expected reports whether the transcript of an event of the stream is on its way. That of a message that is still being spoken is not.
 func (s *Service) Expected(ctx context.Context, e *storage.Event) (bool, error) {
 	if !s.Transcribes() {
 		return false, nil
 	}
-	if _, ok := voiceInClear(e); !ok {
+	if content, ok := voiceInClear(e); !ok || content[storage.LiveKey] != nil {
 		return false, nil
 	}
 	return s.DB.TranscriptPending(ctx, e)
