@@ -54,6 +54,8 @@ type api struct {
 	limits  *limiter
 	metrics *metrics
 
+	// patience is how long a JSON body may take, and how long an upload may stand still.
+	patience   time.Duration
 	remembered *otter.Cache[requestKey, *doneOnce]
 }
 
@@ -76,7 +78,7 @@ func newAPI(cfg Config, deps Deps) *api {
 		deps.Now = time.Now
 	}
 	return &api{Deps: deps, cfg: cfg, log: deps.Log, limits: newLimiter(cfg.RateLimits, deps.Now), metrics: newMetrics(deps.Metrics),
-		remembered: newRemembered()}
+		remembered: newRemembered(), patience: bodyTimeout}
 }
 
 // engine is the router. Path parameters reach handlers as they were sent: with gin's own unescaping %2F is not found, or

@@ -16,7 +16,7 @@ import (
 	"parley.im/parley/server/matrix"
 )
 
-// bodyTimeout is how long a client may take to send a JSON body.
+// bodyTimeout is how long a client may take to send a JSON body, and how long an upload may stand still.
 const bodyTimeout = time.Minute
 
 // body reads the whole body up to the route's limit. More is M_TOO_LARGE.
@@ -31,19 +31,20 @@ func (c *call) body() ([]byte, error) {
 	if c.Request.ContentLength == 0 {
 		return nil, nil
 	}
-	// Who sends slowly must not hold a request open for ever. What cannot set a deadline is no network connection. The
-	// deadline has to go again: it would break off a handler that waits.
+	// Who sends slowly must not hold a request open for ever. What cannot set a deadline is no network connection.
 	slow := http.NewResponseController(c.Writer)
-	if slow.SetReadDeadline(time.Now().Add(bodyTimeout)) == nil {
-		defer slow.SetReadDeadline(time.Time{})
-	}
+	limited := slow.SetReadDeadline(time.Now().Add(c.a.patience)) == nil
 	b, err := io.ReadAll(http.MaxBytesReader(c.Writer, c.Request.Body, limit))
 	var tooLarge *http.MaxBytesError
 	switch {
 	case errors.As(err, &tooLarge):
 		return nil, matrix.TooLarge("the body is larger than %d bytes", limit)
 	case err != nil:
+		// The deadline stays: net/http reads what is left of a body before it answers.
 		return nil, matrix.BadRequest("the body could not be read to its end")
+	}
+	if limited {
+		slow.SetReadDeadline(time.Time{}) // it would break off a handler that waits
 	}
 	return b, nil
 }

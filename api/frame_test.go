@@ -1,11 +1,13 @@
 package api
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/json"
 	"errors"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -344,22 +346,51 @@ func TestShutdownEndsWaitingRequests(t *testing.T) {
 	}
 }
 
-// Bodies have a time limit, which the response writer of this router lets us set.
-func TestBodiesHaveADeadline(t *testing.T) {
-	h := frame(t, DefaultConfig(), Deps{}, route{method: post, path: "/x", auth: anybody, handle: func(c *call) error {
-		if _, err := c.object(); err != nil {
+// A body that breaks off or stands still is the client's fault, and is given up.
+func TestBodyThatDoesNotArriveIsGivenUp(t *testing.T) {
+	a := newAPI(DefaultConfig(), Deps{Log: slog.New(slog.DiscardHandler)})
+	a.patience = 50 * time.Millisecond
+	engine, err := a.engine([]route{
+		{method: post, path: "/json", auth: anybody, handle: func(c *call) error {
+			_, err := c.object()
 			return err
-		}
-		if err := http.NewResponseController(c.Writer).SetReadDeadline(time.Time{}); err != nil {
-			t.Errorf("no deadline can be set here: %v", err)
-		}
-		return c.done()
-	}})
-	server := httptest.NewServer(h)
-	defer server.Close()
-	answer, err := http.Post(server.URL+"/x", "application/json", strings.NewReader("{}"))
-	if err != nil || answer.StatusCode != 200 {
-		t.Fatalf("got %v, %v", answer, err)
+		}},
+		{method: post, path: "/file", auth: anybody, handle: func(c *call) error {
+			_, err := io.Copy(io.Discard, c.uploaded().Body)
+			return err
+		}},
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
-	answer.Body.Close()
+	server := httptest.NewServer(engine)
+	defer server.Close()
+	for name, c := range map[string]struct {
+		sent string
+		want int
+	}{
+		"JSON stands still":   {"POST /json HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{", http.StatusBadRequest},
+		"JSON breaks off":     {"POST /json HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\nno length\r\n", http.StatusBadRequest},
+		"upload stands still": {"POST /file HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nthe beginning", http.StatusRequestTimeout},
+		"upload breaks off":   {"POST /file HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\nno length\r\n", http.StatusBadRequest},
+	} {
+		t.Run(name, func(t *testing.T) {
+			conn, err := net.Dial("tcp", server.Listener.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			if _, err := io.WriteString(conn, c.sent); err != nil {
+				t.Fatal(err)
+			}
+			answer, err := http.ReadResponse(bufio.NewReader(conn), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			answer.Body.Close()
+			if answer.StatusCode != c.want {
+				t.Errorf("got %s, want %d", answer.Status, c.want)
+			}
+		})
+	}
 }

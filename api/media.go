@@ -1,6 +1,10 @@
 package api
 
 import (
+	"errors"
+	"io"
+	"net/http"
+	"os"
 	"strconv"
 	"time"
 
@@ -49,10 +53,35 @@ func (a *api) createMedia(c *call) error {
 	return c.answer(map[string]any{"content_uri": uri.String(), "unused_expires_at": expires.UnixMilli()}, err)
 }
 
+// arriving is the body of an upload. It may take as long as it must, but not without anything coming.
+type arriving struct {
+	body  io.Reader
+	conn  *http.ResponseController
+	pause time.Duration
+}
+
+func (a arriving) Read(p []byte) (int, error) {
+	// What cannot set a deadline is no network connection.
+	limited := a.conn.SetReadDeadline(time.Now().Add(a.pause)) == nil
+	n, err := a.body.Read(p)
+	switch {
+	case err == nil:
+	case err == io.EOF:
+		if limited {
+			a.conn.SetReadDeadline(time.Time{}) // it would break off what is done with the file
+		}
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		err = matrix.NewError(http.StatusRequestTimeout, "M_UNKNOWN", "nothing came of the file for %s", a.pause)
+	default:
+		err = matrix.BadRequest("the file broke off")
+	}
+	return n, err
+}
+
 // uploaded is the request's body with what its headers and query say of it. The repository limits its size.
 func (c *call) uploaded() media.Upload {
 	return media.Upload{
-		Body:        c.Request.Body,
+		Body:        arriving{c.Request.Body, http.NewResponseController(c.Writer), c.a.patience},
 		Size:        c.Request.ContentLength,
 		ContentType: c.Request.Header.Get("Content-Type"),
 		Filename:    c.Query("filename"),

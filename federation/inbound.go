@@ -11,6 +11,7 @@ import (
 	"math"
 	"net/http"
 	"net/url"
+	"os"
 	"strconv"
 	"sync"
 	"time"
@@ -30,6 +31,9 @@ import (
 // maxPerServer bounds the requests of one server that are worked on at the same time.
 const maxPerServer = 64
 
+// bodyTimeout is how long a request's body may take: who cannot sign a request must not hold it open either.
+const bodyTimeout = 2 * time.Minute
+
 // HandlerOptions are what the server-server API stands on. All are needed unless it says otherwise.
 type HandlerOptions struct {
 	Client *Client
@@ -46,14 +50,15 @@ type HandlerOptions struct {
 // handler serves the server-server API.
 type handler struct {
 	HandlerOptions
-	cfg    Config
-	server matrix.ServerName
-	log    *slog.Logger
-	now    func() time.Time
-	hosts  []string // further names of this server in the Host header
-	replay replayCache
-	txns   transactions
-	onbind chan struct{} // slots for what anybody may have us do
+	cfg      Config
+	server   matrix.ServerName
+	log      *slog.Logger
+	now      func() time.Time
+	hosts    []string // further names of this server in the Host header
+	replay   replayCache
+	txns     transactions
+	onbind   chan struct{} // slots for what anybody may have us do
+	patience time.Duration // how long a body may take
 
 	mu       sync.Mutex
 	inFlight map[matrix.ServerName]int
@@ -64,7 +69,7 @@ type handler struct {
 func NewHandler(o HandlerOptions) http.Handler {
 	c := o.Client.o
 	h := &handler{HandlerOptions: o, cfg: c.Config, server: c.Server, log: c.Log, now: c.Now,
-		hosts: append([]string{string(c.Server)}, c.Config.PublicHosts...), onbind: make(chan struct{}, 4),
+		hosts: append([]string{string(c.Server)}, c.Config.PublicHosts...), onbind: make(chan struct{}, 4), patience: bodyTimeout,
 		inFlight: map[matrix.ServerName]int{}}
 	gin.SetMode(gin.ReleaseMode)
 	engine := gin.New()
@@ -311,12 +316,20 @@ func (c *call) readBody() ([]byte, error) {
 	if c.Request.ContentLength > limit {
 		return nil, matrix.TooLarge("the body is larger than %d bytes", limit)
 	}
+	slow := http.NewResponseController(c.Writer)
+	limited := slow.SetReadDeadline(time.Now().Add(c.h.patience)) == nil // what cannot is no network connection
 	body, err := io.ReadAll(io.LimitReader(c.Request.Body, limit+1))
-	if err != nil {
+	switch { // after an error the deadline stays: net/http reads what is left of a body before it answers
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return nil, matrix.NewError(http.StatusRequestTimeout, "M_UNKNOWN", "the body did not arrive within %s", c.h.patience)
+	case err != nil:
 		return nil, matrix.BadRequest("the body broke off")
 	}
 	if int64(len(body)) > limit {
 		return nil, matrix.TooLarge("the body is larger than %d bytes", limit)
+	}
+	if limited {
+		slow.SetReadDeadline(time.Time{}) // it would break off a handler that waits
 	}
 	return body, nil
 }

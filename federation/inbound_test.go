@@ -386,3 +386,17 @@ func TestReplayCacheIsBounded(t *testing.T) {
 		t.Error("not turned")
 	}
 }
+
+func TestBodyThatDoesNotArriveIsGivenUp(t *testing.T) {
+	a := newAuthority(t)
+	alice, bob := newTestServer(t, a), newTestServer(t, a)
+	bob.echo().patience = 50 * time.Millisecond
+	r := signedRequest(t, alice, bob, `{"a":1}`)
+	r.Header.Del("Signature") // signed headers would be looked at first
+	never, hold := io.Pipe()
+	defer hold.Close()
+	r.Body, r.GetBody = never, nil
+	if status, body := send(t, bob, r); status != http.StatusRequestTimeout {
+		t.Errorf("got %d %s, want 408", status, body)
+	}
+}

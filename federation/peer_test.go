@@ -154,7 +154,7 @@ func newTestServer(t testing.TB, a *authority, change ...func(*Options)) *testSe
 // echo answers every signed request with its origin and body.
 func (p *testServer) echo() (h *handler) {
 	h = &handler{HandlerOptions: HandlerOptions{Client: p.Client}, cfg: p.o.Config, server: p.name, log: p.o.Log, now: p.o.Now,
-		hosts: []string{string(p.name)}, inFlight: map[matrix.ServerName]int{}}
+		hosts: []string{string(p.name)}, inFlight: map[matrix.ServerName]int{}, patience: bodyTimeout}
 	rest := NewHandler(h.HandlerOptions)
 	engine := gin.New()
 	engine.NoRoute(func(g *gin.Context) {

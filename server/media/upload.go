@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"mime"
-	"net/http"
 	"strings"
 	"time"
 	"unicode"
@@ -96,9 +95,8 @@ func (r *Repository) receive(ctx context.Context, user matrix.UserID, uri URI, u
 	}
 	defer func() { staged.Discard() }()
 	n, err := io.Copy(staged, io.LimitReader(u.Body, r.Config.MaxUploadBytes+1))
-	var overLimit *http.MaxBytesError
 	switch {
-	case errors.As(err, &overLimit) || n > r.Config.MaxUploadBytes:
+	case n > r.Config.MaxUploadBytes:
 		return r.tooLarge()
 	case err != nil:
 		return fmt.Errorf("read upload: %w", err)
