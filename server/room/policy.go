@@ -118,7 +118,11 @@ func (s *Service) runSigned(ctx context.Context, r *Room, fn func(u *update) err
 		if len(asked) == maxPolicyAsks {
 			return matrix.LimitExceeded(policyPause)
 		}
-		if v := s.askPolicy(ctx, missing.policy, missing.event); v.err == nil {
+		v := s.askPolicy(ctx, missing.policy, missing.event)
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if v.err == nil {
 			missing.event = v.signed
 		}
 		asked = append(asked, missing.event)
@@ -144,9 +148,12 @@ func (s *Service) askPolicies(ctx context.Context, room matrix.RoomID, events []
 	})
 }
 
-// askPolicy asks a policy server to sign an event, and remembers what it said.
+// askPolicy asks a policy server to sign an event, and remembers what it said, unless ctx ended meanwhile.
 func (s *Service) askPolicy(ctx context.Context, p *matrix.PolicyServer, e *matrix.Event) (v policyVerdict) {
 	defer func() {
+		if ctx.Err() != nil {
+			return // nobody has answered: who asked has gone
+		}
 		expires := s.o.Now().Add(keepVerdict)
 		if v.err != nil {
 			expires = s.o.Now().Add(policyPause)

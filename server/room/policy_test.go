@@ -176,6 +176,24 @@ func TestASilentPolicyServerLetsNothingThroughButIsNotPestered(t *testing.T) {
 	}
 }
 
+// Who asks for an event to be taken may go away before the policy server has answered, and come again.
+func TestAQuestionThatWasBrokenOffIsAskedAgain(t *testing.T) {
+	w := newPolicyWorld(t, "11")
+	tip := w.one.snap(w.room).Tip[0]
+	e := w.one.forge(tip, matrix.Builder{Sender: "@alice:one", Type: matrix.TypeMessage, Content: json.RawMessage(`{"body":"hello"}`)})
+	ctx, cancel := context.WithCancel(context.Background())
+	w.fault["policy three"] = func() error {
+		cancel()
+		return ctx.Err()
+	}
+	w.two.Receive(ctx, "one", []json.RawMessage{e.JSON()})
+	delete(w.fault, "policy three")
+	w.two.getRaw("one", e)
+	if diff := cmp.Diff([]string{"hello"}, w.two.timeline(w.room)); diff != "" {
+		t.Error(diff)
+	}
+}
+
 func TestAPolicyServerThatIsNotInTheRoomIsNotAsked(t *testing.T) {
 	w := newPolicyWorld(t, "11")
 	leave := w.three().set(w.room, "@policy:three", matrix.TypeMember, "@policy:three", `{"membership":"leave"}`)
