@@ -79,7 +79,11 @@ func (c *Client) openMedia(ctx context.Context, q request, wait time.Duration, r
 		return nil, err
 	}
 	body := &digestReader{r: answer.Body, close: func() error { defer cancel(nil); return answer.Body.Close() }}
-	if body.want, err = c.checkAnswer(ctx, q.server, answer, sent); err == nil {
+	body.live = answer.Header.Get(liveHeader) != "" && answer.Header.Get("Signature") == ""
+	if !body.live {
+		body.want, err = c.checkAnswer(ctx, q.server, answer, sent)
+	}
+	if body.sent = sent; err == nil {
 		if body.want != "" {
 			body.hash = sha256.New()
 		}
@@ -146,6 +150,12 @@ func (c *Client) multipartFile(ctx context.Context, q request, answer *http.Resp
 		return nil, fmt.Errorf("second part: %w", err)
 	}
 	body.limit = 0
+	if body.live {
+		return &media.RemoteFile{
+			Body: &liveReader{ctx: ctx, client: c, server: q.server, sent: body.sent, parts: parts, part: file, whole: body, sum: counter{w: sha256.New()}},
+			Live: true, ContentType: file.Header.Get("Content-Type"), ContentDisposition: file.Header.Get("Content-Disposition"),
+		}, nil
+	}
 	if location := file.Header.Get("Location"); location != "" {
 		if body.want != "" {
 			return nil, errors.New("a server that signs redirects to what it has not signed")
@@ -186,6 +196,9 @@ func (c *Client) redirectedFile(ctx context.Context, location string, first *dig
 }
 
 func (c *Client) plainFile(_ context.Context, _ request, answer *http.Response, body *digestReader) (*media.RemoteFile, error) {
+	if body.live {
+		return nil, errors.New("a live recording where there can be none")
+	}
 	return &media.RemoteFile{
 		Body:               &partReader{body, body},
 		ContentType:        answer.Header.Get("Content-Type"),
@@ -200,6 +213,8 @@ type digestReader struct {
 	hash  hash.Hash // nil: nothing is expected
 	want  string
 	limit int64 // of what may be read before it is set back to 0; 0 for none
+	live  bool  // the file is being recorded: its proof comes last
+	sent  http.Header
 }
 
 func (d *digestReader) Read(p []byte) (int, error) {

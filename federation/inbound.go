@@ -28,11 +28,14 @@ import (
 	"parley.im/parley/server/voice"
 )
 
-// maxPerServer bounds the requests of one server that are worked on at the same time.
-const maxPerServer = 64
-
-// bodyTimeout is how long a request's body may take: who cannot sign a request must not hold it open either.
-const bodyTimeout = 2 * time.Minute
+const (
+	// maxPerServer bounds the requests of one server that are worked on at the same time.
+	maxPerServer = 64
+	// longestAnswer bounds the work on a request.
+	longestAnswer = 5 * time.Minute
+	// bodyTimeout is how long a request's body may take: who cannot sign a request must not hold it open either.
+	bodyTimeout = 2 * time.Minute
+)
 
 // HandlerOptions are what the server-server API stands on. All are needed unless it says otherwise.
 type HandlerOptions struct {
@@ -60,8 +63,9 @@ type handler struct {
 	onbind   chan struct{} // slots for what anybody may have us do
 	patience time.Duration // how long a body may take
 
-	mu       sync.Mutex
+	mu       sync.Mutex // guards the rest
 	inFlight map[matrix.ServerName]int
+	liveTo   map[matrix.ServerName]int // recordings that are being passed on; they are not in flight
 }
 
 // NewHandler makes the handler for /_matrix/federation and /_matrix/key. What it does not know it answers with
@@ -70,7 +74,7 @@ func NewHandler(o HandlerOptions) http.Handler {
 	c := o.Client.o
 	h := &handler{HandlerOptions: o, cfg: c.Config, server: c.Server, log: c.Log, now: c.Now,
 		hosts: append([]string{string(c.Server)}, c.Config.PublicHosts...), onbind: make(chan struct{}, 4), patience: bodyTimeout,
-		inFlight: map[matrix.ServerName]int{}}
+		inFlight: map[matrix.ServerName]int{}, liveTo: map[matrix.ServerName]int{}}
 	gin.SetMode(gin.ReleaseMode)
 	engine := gin.New()
 	// Path parameters are unescaped in one place, (*call).param: gin would turn "+" into a space or not find %2F.
@@ -159,6 +163,7 @@ type call struct {
 	h      *handler
 	origin matrix.ServerName // authenticated; empty on routes that are not signed
 	body   []byte
+	life   context.Context // ends when the other server hangs up
 }
 
 func (h *handler) serve(g *gin.Context, r route) {
@@ -187,7 +192,8 @@ func (h *handler) answer(c *call, r route) (any, error) {
 	if !h.cfg.Enabled && !r.closedToo {
 		return nil, matrix.Forbidden("this server does not federate")
 	}
-	ctx, cancel := context.WithTimeout(c.Request.Context(), 5*time.Minute)
+	c.life = c.Request.Context()
+	ctx, cancel := context.WithTimeout(c.life, longestAnswer)
 	defer cancel()
 	c.Request = c.Request.WithContext(ctx)
 	if !r.signed {

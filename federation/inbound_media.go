@@ -20,9 +20,15 @@ func (c *call) download() (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	file, err := c.h.Media.Open(c.ctx(), request)
+	ctx, timer, stop := c.longCtx()
+	defer stop()
+	file, err := c.h.Media.Open(ctx, request)
 	if err != nil {
 		return nil, err
+	}
+	if file.Live {
+		timer.Stop() // it takes as long as somebody speaks; who takes nothing of it is given up by Follow
+		return nil, c.sendLive(file)
 	}
 	return nil, c.sendFile(file)
 }
@@ -64,16 +70,11 @@ func (c *call) mediaRequest() (media.Request, error) {
 func (c *call) sendFile(file *media.File) error {
 	defer file.Close()
 	boundary := rand.Text()
-	var head strings.Builder
-	fmt.Fprintf(&head, "--%s\r\nContent-Type: application/json\r\n\r\n{}\r\n--%s\r\nContent-Type: %s\r\n", boundary, boundary, headerValue(file.ContentType))
-	if d := file.ContentDisposition(); d != "" {
-		fmt.Fprintf(&head, "Content-Disposition: %s\r\n", headerValue(d))
-	}
-	head.WriteString("\r\n")
+	head := partsHead(boundary, headerValue(file.ContentType), file.ContentDisposition())
 	tail := "\r\n--" + boundary + "--\r\n"
 
 	sum := sha256.New()
-	io.WriteString(sum, head.String())
+	io.WriteString(sum, head)
 	size, err := io.Copy(sum, file)
 	if err != nil {
 		return fmt.Errorf("read media: %w", err)
@@ -86,10 +87,20 @@ func (c *call) sendFile(file *media.File) error {
 		return err
 	}
 	c.Header("Content-Type", "multipart/mixed; boundary="+boundary)
-	c.Header("Content-Length", strconv.FormatInt(int64(head.Len())+size+int64(len(tail)), 10))
+	c.Header("Content-Length", strconv.FormatInt(int64(len(head))+size+int64(len(tail)), 10))
 	c.Status(http.StatusOK)
-	_, err = io.Copy(c.Writer, io.MultiReader(strings.NewReader(head.String()), io.LimitReader(file, size), strings.NewReader(tail)))
+	_, err = io.Copy(c.Writer, io.MultiReader(strings.NewReader(head), io.LimitReader(file, size), strings.NewReader(tail)))
 	return err
+}
+
+// partsHead is what stands before the file: the first part and the headers of the second.
+func partsHead(boundary, contentType, disposition string) string {
+	var head strings.Builder
+	fmt.Fprintf(&head, "--%s\r\nContent-Type: application/json\r\n\r\n{}\r\n--%s\r\nContent-Type: %s\r\n", boundary, boundary, contentType)
+	if disposition != "" {
+		fmt.Fprintf(&head, "Content-Disposition: %s\r\n", headerValue(disposition))
+	}
+	return head.String() + "\r\n"
 }
 
 // headerValue keeps a value that somebody else chose from ending its header.

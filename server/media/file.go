@@ -104,18 +104,16 @@ func (f *File) serveComplete(w http.ResponseWriter, r *http.Request) {
 }
 
 func (f *File) serveArriving(w http.ResponseWriter) {
-	switch read, write := f.Follow(w); {
-	case read != nil:
+	w.WriteHeader(http.StatusOK)
+	if read, _ := Follow(w, f); read != nil { // of a client that is gone nothing is to be told
 		panic(http.ErrAbortHandler)
-	case write != nil: // the client is gone
 	}
 }
 
-// Follow writes the content to an answer as it arrives, without waiting for more. It gives up who takes nothing for half a minute. read is the error
-// of a content that breaks off, write that of a client that does.
-func (f *File) Follow(w http.ResponseWriter) (read, write error) {
+// Follow writes a content to an answer that has begun, as it arrives, without waiting for more. It gives up who takes nothing for half a minute. read
+// is the error of a content that breaks off, write that of a client that does.
+func Follow(w http.ResponseWriter, content io.Reader) (read, write error) {
 	answer := http.NewResponseController(w)
-	w.WriteHeader(http.StatusOK)
 	_ = answer.Flush() // what cannot flush is no network connection; nor can it set a deadline
 	limited := false
 	defer func() {
@@ -125,7 +123,7 @@ func (f *File) Follow(w http.ResponseWriter) (read, write error) {
 	}()
 	buf := make([]byte, 32<<10)
 	for {
-		n, err := f.Read(buf)
+		n, err := content.Read(buf)
 		if n > 0 {
 			limited = answer.SetWriteDeadline(time.Now().Add(writeTimeout)) == nil
 			if _, err := w.Write(buf[:n]); err != nil {
