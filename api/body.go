@@ -160,10 +160,16 @@ func (c *call) replyJSON(b []byte) error {
 
 // write says how long the answer is, so that a long one is not sent in chunks.
 func (c *call) write(status int, b []byte) error {
-	c.Header("Content-Length", strconv.Itoa(len(b)))
-	c.Data(status, "application/json", b)
+	h := c.Writer.Header()
+	h["Content-Type"] = jsonType
+	h["Content-Length"] = []string{strconv.Itoa(len(b))}
+	c.Status(status)
+	_, _ = c.Writer.Write(b) // a client that has gone away is no error of ours
 	return nil
 }
+
+// jsonType is shared by all answers and never changed.
+var jsonType = []string{"application/json"}
 
 // done answers 200 with {}.
 func (c *call) done() error { return c.replyJSON([]byte("{}")) }

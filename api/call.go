@@ -34,7 +34,7 @@ type call struct {
 func (a *api) serve(g *gin.Context, r *route, observe observer) {
 	start := time.Now()
 	c := &call{Context: g, a: a, route: r, id: requestID()}
-	g.Header("X-Request-ID", c.id)
+	g.Writer.Header()["X-Request-Id"] = []string{c.id}
 	allowAllOrigins(g)
 	defer func() {
 		if p := recover(); p != nil {

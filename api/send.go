@@ -60,6 +60,9 @@ func (a *api) sendEvent(c *call) error {
 // refuseDelay refuses an event that is to be sent later (MSC4140), which is not supported: to send it at once would do the
 // opposite of what was asked for, such as leaving a call that has just begun.
 func (c *call) refuseDelay() error {
+	if c.Request.URL.RawQuery == "" {
+		return nil
+	}
 	for _, name := range []string{"org.matrix.msc4140.delay", "org.matrix.msc4140.parent_delay_id"} {
 		if c.Query(name) != "" {
 			return matrix.Unrecognized("delayed events are not supported by this server").WithStatus(http.StatusBadRequest)

@@ -1,7 +1,6 @@
 package storage
 
 import (
-	"maps"
 	"slices"
 
 	"parley.im/parley/server/matrix"
@@ -83,13 +82,12 @@ func (db *DB) Listen(fn func(Commit)) (stop func()) {
 	l := &db.listeners
 	l.Lock()
 	defer l.Unlock()
-	id := l.next
-	l.next++
-	l.byID[id] = fn
+	added := &fn
+	l.all = append(l.all, added)
 	return func() {
 		l.Lock()
 		defer l.Unlock()
-		delete(l.byID, id)
+		l.all = slices.DeleteFunc(l.all, func(fn *func(Commit)) bool { return fn == added })
 	}
 }
 
@@ -97,7 +95,7 @@ func (db *DB) ring(c Commit) {
 	l := &db.listeners
 	l.Lock()
 	defer l.Unlock()
-	for _, id := range slices.Sorted(maps.Keys(l.byID)) { // who began to listen first hears first: lower floors before higher ones
-		l.byID[id](c)
+	for _, fn := range l.all { // who began to listen first hears first: lower floors before higher ones
+		(*fn)(c)
 	}
 }

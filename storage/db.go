@@ -87,15 +87,13 @@ type DB struct {
 
 	listeners struct {
 		sync.Mutex // held while the listeners are called, so that a removed one is never called again
-		next       int
-		byID       map[int]func(Commit)
+		all        []*func(Commit)
 	}
 }
 
 // Open opens the database, brings its tables up to date and starts the writer. Close must be called in the end.
 func Open(ctx context.Context, cfg Config, log *slog.Logger) (*DB, error) {
 	db := &DB{log: log, writes: writeQueue{idle: make(chan struct{})}, stop: make(chan struct{})}
-	db.listeners.byID = map[int]func(Commit){}
 	db.roomCaches = newRoomCaches()
 	err := db.open(ctx, cfg)
 	if err == nil {

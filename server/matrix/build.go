@@ -110,8 +110,7 @@ func (b *Builder) Build(version *RoomVersion, server ServerName, key *SigningKey
 	if err := f.check(version); err != nil {
 		return nil, err
 	}
-	var stack [2048]byte
-	signed := appendRedacted(stack[:0], e.json, &f, version, true)
+	signed := appendRedacted(body[:0], e.json, &f, version, true) // body is of no more use
 	base64.RawStdEncoding.Encode(signature, key.Sign(signed))
 	e.fill(&f)
 	if !version.EventIDInEvent {
