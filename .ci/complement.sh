@@ -34,6 +34,8 @@ users:
   min_password_length: 1
   password_memory_kib: 64
   password_time: 1
+rooms:
+  find_colleagues: false
 media:
   unauthenticated_downloads: true
   url_previews: true
