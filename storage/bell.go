@@ -39,6 +39,8 @@ type CommittedEvent struct {
 	Device matrix.DeviceID
 	// Straight says that the state before it is the one that the room had then: it is of no other branch.
 	Straight bool
+	// Stands says of a member event that it is what the room's state has for the member after it. Where branches of the graph meet, another one may win.
+	Stands bool
 	// Handed is set on the event by which this server came into a room, with the help of another, which passes it on.
 	Handed bool
 	// OnlyHere says that no other server has anybody in the room, and that none had whom the event put out.
@@ -57,7 +59,7 @@ const (
 	TopicDeviceList
 	TopicDeviceKeys // one-time key counts
 	TopicProfile
-	TopicMembership // invite, knock or leave that has no timeline event here
+	TopicMembership // a membership that no event of the commit's timeline tells: of a room outside, or by a merge of branches
 	TopicOutbox     // rows for another server: Server is set
 	TopicPush
 	TopicPlayedReceipt // somebody has played a voice message that User sent

@@ -524,8 +524,10 @@ func (u *update) change(clients [][]byte) storage.Change {
 	slices.SortStableFunc(c.Events, func(a, b storage.CommittedEvent) int { return cmp.Compare(a.Pos, b.Pos) })
 	for i := range u.add.Members {
 		m := &u.add.Members[i]
-		told := slices.Contains(u.lives, m.Event) && m.Event.Is(matrix.TypeMember, string(m.User))
-		if m.User.Server() == u.s.o.ServerName && !told {
+		told := slices.IndexFunc(c.Events, func(e storage.CommittedEvent) bool { return e.Num == m.Num && m.Num != 0 })
+		if told >= 0 {
+			c.Events[told].Stands = true
+		} else if m.User.Server() == u.s.o.ServerName || m.Event != nil {
 			c.Wakes = append(c.Wakes, storage.Wake{Topic: storage.TopicMembership, Pos: m.Pos, User: m.User, Room: u.room.ID})
 		}
 	}

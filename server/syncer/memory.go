@@ -409,7 +409,7 @@ func (s *Service) applyPurge(id matrix.RoomID, pos int64) {
 func (s *Service) applyEvent(n *news, e *storage.CommittedEvent) {
 	rc := s.rooms[e.Room]
 	if e.Event.Type() == "m.room.member" {
-		if key, ok := e.Event.StateKey(); ok && e.Straight {
+		if key, ok := e.Event.StateKey(); ok && e.Stands {
 			rc = s.applyMember(n, e, matrix.UserID(key), rc)
 		} else if ok { // of another branch, it need not be what holds now
 			if rc != nil {
@@ -567,6 +567,9 @@ func (s *Service) applyWake(n *news, w storage.Wake, deviceUsers map[matrix.User
 			rc.heroes.Store(nil)
 		}
 	case storage.TopicMembership:
+		if rc := s.rooms[w.Room]; rc != nil {
+			rc.heroes.Store(nil)
+		}
 		// The row says more than the bell.
 		s.readAnew(n, w.User)
 	}

@@ -303,23 +303,27 @@ func (l *sliding) write(ctx context.Context) (out []byte, empty bool, err error)
 	}
 	shown := map[matrix.RoomID]bool{}
 	for i := range all {
-		config := wanted[all[i].id]
+		c := &all[i]
+		if c.membership == matrix.Leave || c.membership == matrix.Ban { // no list has it any more; the client has to learn why
+			want(wanted, c.id, l.base.rooms[c.id].config)
+		}
+		config := wanted[c.id]
 		if config == nil {
 			continue
 		}
 		mark := len(b)
 		b = comma(b)
-		b = appendString(b, string(all[i].id))
+		b = appendString(b, string(c.id))
 		b = append(b, ':')
 		something := false
-		if b, something, err = l.appendRoom(ctx, b, &all[i], *config); err != nil {
+		if b, something, err = l.appendRoom(ctx, b, c, *config); err != nil {
 			return nil, false, err
 		}
 		if !something {
 			b = b[:mark]
 			continue
 		}
-		shown[all[i].id], empty = true, false
+		shown[c.id], empty = true, false
 	}
 	b = append(b, '}')
 	b, some, err := l.appendExtensions(ctx, b, all, shown)
@@ -347,7 +351,7 @@ func (l *sliding) candidates() []candidate {
 		switch ur.membership {
 		case matrix.Join, matrix.Invite, matrix.Knock:
 		default:
-			if !sent || ur.pos <= l.base.token.Pos || ur.forgotten {
+			if !sent || ur.pos <= l.base.token.Pos {
 				continue // a room that was left is told of once
 			}
 		}

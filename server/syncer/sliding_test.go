@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -130,6 +131,30 @@ func TestSlidingInviteHasStrippedStateAndFiltersChoose(t *testing.T) {
 				t.Errorf("invite_state: %v", got.slid(id).v)
 			}
 		}
+	})
+}
+
+func TestSlidingListTellsOnceOfARoomThatWasLeft(t *testing.T) {
+	each(t, func(w *world) {
+		kicked, forgotten, stays := w.room(alice), w.room(alice), w.room(alice)
+		w.join(kicked, bob)
+		w.join(forgotten, bob)
+		w.join(stays, bob)
+		s := w.slider(bob, strings.Replace(roomList, "[[0,1]]", "[[0,9]]", 1))
+		w.equal("rooms", s.sync().at("lists", "all").number("count"), 3)
+		w.must(w.rooms.Kick(w.ctx, room.MemberRequest{Room: kicked, Sender: alice, Target: bob}))
+		w.leave(forgotten, bob)
+		w.must(w.rooms.Forget(w.ctx, forgotten, bob))
+		for _, pos := range []string{s.Pos, s.Pos} { // the answer may have got lost
+			s.Pos = pos
+			got := s.sync()
+			w.equal("rooms", got.at("lists", "all").number("count"), 1)
+			for _, id := range []matrix.RoomID{kicked, forgotten} {
+				w.equal("required state", shown(got.slid(id).list("required_state")), []string{"leave @bob:here"})
+			}
+		}
+		got := s.sync()
+		w.equal("told once", []bool{got.there("rooms", string(kicked)), got.there("rooms", string(forgotten))}, []bool{false, false})
 	})
 }
 

@@ -55,10 +55,11 @@ type visibilityModel struct {
 	first   matrix.EventID // a message that others relate to
 	seen    map[matrix.UserID]*client
 	synced  map[matrix.UserID]map[matrix.EventID]bool
+	section map[matrix.UserID]string // where the room was shown last
 }
 
 func newModel(t *rapid.T, w *world) *visibilityModel {
-	m := &visibilityModel{T: t, w: w, byID: map[matrix.EventID]*node{}, seen: map[matrix.UserID]*client{}, synced: map[matrix.UserID]map[matrix.EventID]bool{}}
+	m := &visibilityModel{T: t, w: w, byID: map[matrix.EventID]*node{}, seen: map[matrix.UserID]*client{}, synced: map[matrix.UserID]map[matrix.EventID]bool{}, section: map[matrix.UserID]string{}}
 	m.room = w.room(alice, room.InitialState{Type: matrix.TypePowerLevels, Content: json.RawMessage(`{"users":{"@dave:there":90,"@alice:here":100}}`)})
 	m.first = w.say(m.room, alice, "needle 0")
 	for _, e := range m.stored() {
@@ -211,27 +212,42 @@ func (m *visibilityModel) send(sender matrix.UserID, typ string, key *string, co
 
 // sendAfter has the event come from another server.
 func (m *visibilityModel) sendAfter(sender matrix.UserID, typ string, key *string, content string, prev []*node, before map[string]matrix.EventID) {
-	r, err := m.w.rooms.Room(m.w.ctx, m.room)
+	events := make([]*matrix.Event, len(prev))
+	for i, p := range prev {
+		events[i] = p.event
+	}
+	e, err := m.w.comes(m.room, sender, typ, key, content, before, events...)
 	m.must(err)
-	b := matrix.Builder{RoomID: m.room, Sender: sender, Type: typ, StateKey: key, Content: json.RawMessage(content), Time: m.w.clock.Now()}
-	m.w.clock.move(1e6)
+	m.addAfter(e, before)
+}
+
+// comes has an event come from another server, in the place after prev, where the state is before: event IDs by type and state key.
+func (w *world) comes(id matrix.RoomID, sender matrix.UserID, typ string, key *string, content string, before map[string]matrix.EventID, prev ...*matrix.Event) (*matrix.Event, error) {
+	r, err := w.rooms.Room(w.ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	b := matrix.Builder{RoomID: id, Sender: sender, Type: typ, StateKey: key, Content: json.RawMessage(content), Time: w.clock.Now()}
+	w.clock.move(1e6)
 	for _, p := range prev {
-		b.PrevEvents = append(b.PrevEvents, p.event.ID())
-		b.Depth = max(b.Depth, p.event.Depth()+1)
+		b.PrevEvents = append(b.PrevEvents, p.ID())
+		b.Depth = max(b.Depth, p.Depth()+1)
 	}
 	for _, k := range b.AuthKeys(r.Version) {
 		if id, ok := before[k.Type+"|"+k.StateKey]; ok {
 			b.AuthEvents = append(b.AuthEvents, id)
 		}
 	}
-	e, err := b.Build(r.Version, sender.Server(), m.w.key)
-	m.must(err)
-	for _, err := range m.w.rooms.Receive(m.w.ctx, "there", []json.RawMessage{e.JSON()}) {
+	e, err := b.Build(r.Version, sender.Server(), w.key)
+	if err != nil {
+		return nil, err
+	}
+	for _, err := range w.rooms.Receive(w.ctx, "there", []json.RawMessage{e.JSON()}) {
 		if err != nil && !strings.Contains(err.Error(), "soft") && matrix.ErrorCode(err) != "M_FORBIDDEN" {
-			m.Fatalf("%s: %v", e.JSON(), err)
+			return nil, fmt.Errorf("%s: %w", e.JSON(), err)
 		}
 	}
-	m.addAfter(e, before)
+	return e, nil
 }
 
 // sees is the spec's list. Spec v1.19 client-server-api/#server-behaviour-6
@@ -307,9 +323,17 @@ func (m *visibilityModel) same(what string, u matrix.UserID, want, got []matrix.
 	}
 }
 
-// sync asks for what is new and wants nothing that may not be seen.
+// sync asks for what is new and wants nothing that may not be seen, and the room shown as one that the user is in if that is so.
 func (m *visibilityModel) sync(u matrix.UserID) {
 	a := m.seen[u].sync()
+	for _, section := range []string{"join", "invite", "leave"} {
+		if a.there("rooms", section, string(m.room)) {
+			m.section[u] = section
+		}
+	}
+	if now := m.current[len(m.current)-1][u]; (now == "join") != (m.section[u] == "join") {
+		m.same("the room, as a client has it that follows: "+m.section[u]+" instead of "+now, u, nil, []matrix.EventID{""})
+	}
 	for _, section := range []*answered{a.joined(m.room), a.left(m.room)} {
 		for _, e := range section.list("timeline", "events") {
 			id := matrix.EventID(e.text("event_id"))
@@ -398,4 +422,61 @@ func (m *visibilityModel) checkSync(u matrix.UserID, now string) {
 	}
 	slices.Sort(got)
 	m.same("an initial sync", u, m.visible(u, all), got)
+}
+
+// TestMembershipThatAMergeOfBranchesDecidesIsShown has bob thrown out on one branch while he comes back on another. What the room then says of him is
+// not what the event says that came last.
+func TestMembershipThatAMergeOfBranchesDecidesIsShown(t *testing.T) {
+	each(t, func(w *world) {
+		id := w.room(alice, room.InitialState{Type: matrix.TypePowerLevels, Content: json.RawMessage(`{"users":{"@dave:there":90,"@alice:here":100}}`)})
+		state := func() (map[string]matrix.EventID, []*matrix.Event) {
+			r, err := w.rooms.Room(w.ctx, id)
+			w.must(err)
+			events, err := w.rooms.StateEvents(w.ctx, id, r.Snapshot().Root, storage.AllState)
+			w.must(err)
+			ids := map[string]matrix.EventID{}
+			for _, e := range events {
+				key, _ := e.StateKey()
+				ids[e.Type()+"|"+key] = e.ID()
+			}
+			var tip []*matrix.Event
+			for _, e := range r.Snapshot().Tip {
+				tip = append(tip, e.Event)
+			}
+			return ids, tip
+		}
+		comes := func(sender matrix.UserID, member matrix.UserID, membership string, before map[string]matrix.EventID, prev ...*matrix.Event) (*matrix.Event, map[string]matrix.EventID) {
+			e, err := w.comes(id, sender, matrix.TypeMember, new(string(member)), `{"membership":"`+membership+`"}`, before, prev...)
+			w.must(err)
+			after := maps.Clone(before)
+			after[matrix.TypeMember+"|"+string(member)] = e.ID()
+			return e, after
+		}
+		before, tip := state()
+		comes(dave, dave, "join", before, tip...)
+		w.join(id, bob)
+		c, a, l := w.client(bob), w.client(alice), w.slider(bob, roomList)
+		c.sync()
+		l.sync()
+		before, tip = state()
+		kick, kicked := comes(dave, bob, "leave", before, tip...)
+		w.equal("kicked: left", c.sync().there("rooms", "leave", string(id)), true)
+		l.sync()
+		w.join(id, bob)
+		w.equal("back: joined", c.sync().there("rooms", "join", string(id)), true)
+		l.sync()
+		ban, banned := comes(dave, bob, "ban", kicked, kick)
+		w.equal("banned on a branch: left", c.sync().there("rooms", "leave", string(id)), true)
+		w.equal("banned on a branch, sliding", shown(l.sync().slid(id).list("required_state")), []string{"ban @bob:here"})
+		a.sync()
+		comes(dave, bob, "leave", banned, ban) // the join that did not see the ban holds again
+		member, err := w.rooms.Membership(w.ctx, id, bob)
+		w.must(err)
+		w.equal("in the room again", member.Membership, "join")
+		w.equal("shown as joined", c.sync().there("rooms", "join", string(id)), true)
+		w.equal("shown as joined, sliding", slices.Contains(shown(l.sync().slid(id).list("required_state")), "join @bob:here"), true)
+		w.say(id, alice, "hello")
+		w.equal("hears what is said", c.sync().joined(id).bodies(), []string{"hello"})
+		w.equal("joined members as alice has them", a.sync().joined(id).number("summary", "m.joined_member_count"), 3)
+	})
 }
