@@ -1,7 +1,6 @@
 package api
 
 import (
-	"io"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -85,27 +84,12 @@ func (a *api) appendLive(c *call) error {
 	if err != nil {
 		return err
 	}
-	body := &patientBody{Reader: c.Request.Body, answer: http.NewResponseController(c.Writer), silence: a.Voice.Config.Live.Idle}
-	defer body.done()
 	answer, err := a.Voice.AppendLive(c.ctx(), c.userID(), uri, voice.Piece{
-		Offset: offset, ContentType: c.Request.Header.Get("Content-Type"), Body: body, End: end,
+		Offset: offset, ContentType: c.Request.Header.Get("Content-Type"), End: end,
+		Body: arriving{c.Request.Body, http.NewResponseController(c.Writer), a.Voice.Config.Live.Idle},
 	})
 	return c.answer(answer, err)
 }
-
-// patientBody reads a body whose next byte may take as long as silence.
-type patientBody struct {
-	io.Reader
-	answer  *http.ResponseController
-	silence time.Duration
-}
-
-func (b *patientBody) Read(p []byte) (int, error) {
-	_ = b.answer.SetReadDeadline(time.Now().Add(b.silence)) // what cannot set a deadline is no network connection
-	return b.Reader.Read(p)
-}
-
-func (b *patientBody) done() { _ = b.answer.SetReadDeadline(time.Time{}) }
 
 // cancelLive takes a recording back that is being made.
 func (a *api) cancelLive(c *call) error {

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"parley.im/parley/server/audio"
 )
 
 const livePath = "/_matrix/client/unstable/im.parley.voice/live/"
@@ -310,4 +312,300 @@ func TestCancelledLiveMessageIsGone(t *testing.T) {
 			}
 		}
 	})
+}
+
+// A talker whose client dies is heard up to the last whole unit, which then is the file; one of whom nothing could be heard is taken back.
+func TestLiveMessageOfAClientThatDied(t *testing.T) {
+	t.Setenv("PARLEY_VOICE_LIVE_IDLE", "2s")
+	eachDatabase(t, func(t *testing.T, postgres bool) {
+		w := testWorld(t, postgres)
+		for _, s := range w.servers {
+			startInProcess(t, s, nil)
+		}
+		alice, bob, carol := newPerson(t, w.servers[0], "alice"), newPerson(t, w.servers[1], "bob"), newPerson(t, w.servers[0], "carol")
+		room, _ := meet(t, w, 0, alice, bob, carol)
+		for _, name := range []string{"speech.ogg", "live-ffmpeg.webm", "fragments-ffmpeg.mp4"} {
+			r := readRecorded(t, name, 1)
+			mxc := alice.reserve()
+			event := alice.send(room, name, liveContent(mxc, r.contentType))
+			cut := len(r.whole) - 700
+			alice.speak(mxc, r.contentType, 0, r.whole[:cut], false)
+			listeners := []*listening{bob.listen(mxc), carol.listen(mxc)}
+			for i, l := range listeners {
+				got, err := l.all()
+				if err != nil || len(got) == 0 || len(got) > cut || !bytes.Equal(got, r.whole[:len(got)]) {
+					t.Errorf("%s, listener %d: %d bytes of %d, %v", name, i, len(got), cut, err)
+				}
+			}
+			said := bob.isReplaced(room, event, mxc)
+			_, file, _ := alice.download(mxc, nil)
+			info, err := audio.Inspect(bytes.NewReader(file), int64(len(file)), 0)
+			if err != nil || dig(said, "info", "duration") != float64(info.Duration().Round(time.Millisecond).Milliseconds()) {
+				t.Errorf("%s: the file of %d bytes: %+v, %v; the edit says %v", name, len(file), info, err, said)
+			}
+			for i, l := range listeners {
+				if !bytes.Equal(l.got, file) {
+					t.Errorf("%s: listener %d heard something else than the file", name, i)
+				}
+			}
+			// The client comes back too late.
+			a, err := alice.live("PUT", mxc, fmt.Sprint("?offset=", cut), r.contentType, bytes.NewReader(r.whole[cut:]))
+			if err != nil || a.status != 409 || a.Errcode != "M_CANNOT_OVERWRITE_MEDIA" || a.Size != int64(len(file)) {
+				t.Errorf("%s: appended after the end: %+v, %v", name, a, err)
+			}
+		}
+		r := readRecorded(t, "speech.ogg", 1)
+		mxc := alice.reserve()
+		event := alice.send(room, "nothing", liveContent(mxc, r.contentType))
+		alice.speak(mxc, r.contentType, 0, r.whole[:100], false)
+		bob.until("the live message", timelineHas(room, "url", mxc, nil))
+		bob.isRedacted(room, event)
+	})
+}
+
+// Whatever was answered is there after a kill, and the message is finished once, by whichever process comes next.
+func TestLiveMessageSurvivesKilledServers(t *testing.T) {
+	eachDatabase(t, func(t *testing.T, postgres bool) {
+		w := testWorld(t, postgres)
+		for _, s := range w.servers {
+			startProcess(t, s)
+		}
+		restart := func(servers ...*devServer) {
+			for _, s := range servers {
+				kill(t, s)
+				startProcess(t, s)
+			}
+		}
+		alice, bob := newPerson(t, w.servers[0], "alice"), newPerson(t, w.servers[1], "bob")
+		room, _ := meet(t, w, 0, alice, bob)
+		r := readRecorded(t, "live-ffmpeg.webm", 4)
+		mxc := alice.reserve()
+		event := alice.send(room, "1", liveContent(mxc, r.contentType))
+		said := 0
+		for _, piece := range r.pieces[:2] {
+			alice.speak(mxc, r.contentType, said, piece, false)
+			said += len(piece)
+		}
+		bob.until("the live message", timelineHas(room, "url", mxc, nil))
+		early := bob.listen(mxc)
+		early.hears(1)
+		restart(w.servers[0])
+		if got, err := early.all(); err == nil {
+			t.Errorf("a listener got %d bytes and an end when the server was killed", len(got))
+		}
+		// The client does not know how much was taken.
+		a, err := alice.live("PUT", mxc, fmt.Sprint("?offset=", len(r.whole)), r.contentType, strings.NewReader("x"))
+		if err != nil || a.status != 409 || a.Size != int64(said) {
+			t.Fatalf("appended too far: %+v, %v; want the size %d", a, err, said)
+		}
+		listener := bob.listen(mxc)
+		listener.hears(1)
+		restart(w.servers[1]) // the one that passes it on
+		if got, err := listener.all(); err == nil {
+			t.Errorf("a listener got %d bytes and an end when his server was killed", len(got))
+		}
+		listener = bob.listen(mxc)
+		listener.hears(1)
+		alice.speak(mxc, r.contentType, said, r.pieces[2], false)
+		said += len(r.pieces[2])
+		end := alice.speak(mxc, r.contentType, said, r.pieces[3], true)
+		kill(t, w.servers[0])
+		startProcess(t, w.servers[0])
+		if again := alice.speak(mxc, r.contentType, said, r.pieces[3], true); again != end {
+			t.Errorf("ended again: %+v, before it was %+v", again, end)
+		}
+		bob.isReplaced(room, event, mxc)
+		for _, p := range []*person{alice, bob} {
+			if status, got, _ := p.download(mxc, nil); status != 200 || !bytes.Equal(got, r.whole) {
+				t.Errorf("%s downloads: %d, %d bytes of %d", p.ID, status, len(got), len(r.whole))
+			}
+			var page struct {
+				Chunk []struct{ Type string }
+			}
+			messages := 0
+			p.must("GET", "/_matrix/client/v3/rooms/"+url.PathEscape(room)+"/messages?dir=b&limit=100", nil, &page)
+			for _, e := range page.Chunk {
+				if e.Type == "m.room.message" {
+					messages++
+				}
+			}
+			if messages != 3 { // "that was it", the message and its one edit
+				t.Errorf("%s finds %d messages", p.ID, messages)
+			}
+		}
+		// A cancellation that was answered is seen to as well.
+		mxc = alice.reserve()
+		event = alice.send(room, "2", liveContent(mxc, r.contentType))
+		alice.speak(mxc, r.contentType, 0, r.pieces[0], false)
+		if a, err := alice.live("DELETE", mxc, "", "", nil); err != nil || a.status != 200 {
+			t.Fatalf("alice cancels: %+v, %v", a, err)
+		}
+		restart(w.servers[0])
+		bob.isRedacted(room, event)
+		if status, _, _ := alice.download(mxc, nil); status != 404 {
+			t.Errorf("what was cancelled is answered with %d", status)
+		}
+	})
+}
+
+func TestLiveAppendsThatAreNotInOrder(t *testing.T) {
+	t.Setenv("PARLEY_MEDIA_MAX_UPLOAD_BYTES", "20000")
+	eachDatabase(t, func(t *testing.T, postgres bool) {
+		w := testWorldOf(t, 1, postgres)
+		h := startInProcess(t, w.servers[0], nil)
+		alice, mallory := newPerson(t, w.servers[0], "alice"), newPerson(t, w.servers[0], "mallory")
+		room, _ := meet(t, w, 0, alice)
+		r := readRecorded(t, "speech.ogg", 5)
+		refused := func(p *person, mxc string, offset int, content []byte, status int, code string) liveAnswer {
+			t.Helper()
+			a, err := p.live("PUT", mxc, fmt.Sprint("?offset=", offset), r.contentType, bytes.NewReader(content))
+			if err != nil || a.status != status || a.Errcode != code || a.Error == "" {
+				t.Errorf("%d bytes at %d: %+v, %v; want %d %s", len(content), offset, a, err, status, code)
+			}
+			return a
+		}
+		mxc := alice.reserve()
+		first, second := r.pieces[0], r.pieces[1]
+		refused(alice, "mxc://"+w.servers[0].ServerName+"/nothing", 0, first, 404, "M_NOT_FOUND")
+		refused(alice, "mxc://elsewhere.example/nothing", 0, first, 404, "M_NOT_FOUND")
+		refused(mallory, mxc, 0, first, 403, "M_FORBIDDEN")
+		if a := refused(alice, mxc, 10, first, 409, "M_UNKNOWN"); a.Size != 0 {
+			t.Errorf("a gap at the beginning: %+v", a)
+		}
+		refused(alice, mxc, 0, []byte("this is no recording at all"), 400, "M_INVALID_PARAM")
+		alice.speak(mxc, r.contentType, 0, first, false)
+		alice.speak(mxc, r.contentType, 0, first, false) // once more, as a client does that did not get the answer
+		refused(mallory, mxc, len(first), second, 403, "M_FORBIDDEN")
+		if a := refused(alice, mxc, len(first)+1, second, 409, "M_UNKNOWN"); a.Size != int64(len(first)) {
+			t.Errorf("a gap: %+v", a)
+		}
+		other := bytes.Clone(first)
+		other[len(other)-1] ^= 1
+		refused(alice, mxc, 0, other, 400, "M_INVALID_PARAM")
+		alice.speak(mxc, r.contentType, 50, r.whole[50:len(first)+len(second)], false) // half of it is known
+		if err := alice.call(t.Context(), alice.Token, "PUT", "/_matrix/media/v3/upload/"+strings.TrimPrefix(mxc, "mxc://"), r.whole, nil); err == nil || !strings.Contains(err.Error(), "M_CANNOT_OVERWRITE_MEDIA") {
+			t.Errorf("an upload to it: %v", err)
+		}
+		// One body that comes slowly is as good as many.
+		at := len(first) + len(second)
+		reader, writer := io.Pipe()
+		done := make(chan liveAnswer)
+		go func() {
+			a, err := alice.live("PUT", mxc, fmt.Sprint("?end=true&offset=", at), r.contentType, reader)
+			if err != nil {
+				t.Error(err)
+			}
+			done <- a
+		}()
+		listener := mallory.listen(mxc)
+		for _, piece := range r.pieces[2:] {
+			if _, err := writer.Write(piece); err != nil {
+				t.Fatal(err)
+			}
+			at += len(piece)
+		}
+		listener.hears(at - 2000) // though nothing has been answered yet; all but the page that has not ended
+		writer.Close()
+		if a := <-done; a.status != 200 || a.Size != int64(len(r.whole)) || a.Duration != 3960 {
+			t.Errorf("the slow body: %+v", a)
+		}
+		if got, err := listener.all(); err != nil || !bytes.Equal(got, r.whole) {
+			t.Errorf("heard %d bytes, %v", len(got), err)
+		}
+		// It was recorded before its message, which can only be an ordinary one now.
+		if err := alice.call(t.Context(), alice.Token, "PUT", "/_matrix/client/v3/rooms/"+url.PathEscape(room)+"/send/m.room.message/late", liveContent(mxc, r.contentType), nil); err == nil || !strings.Contains(err.Error(), "M_CANNOT_OVERWRITE_MEDIA") {
+			t.Errorf("a live message of a file: %v", err)
+		}
+
+		// Above the limit in bytes it is ended, with what was whole.
+		long := bytes.Clone(voiceMessage(t, 10)) // 31 kB
+		mxc = alice.reserve()
+		event := alice.send(room, "long", liveContent(mxc, r.contentType))
+		alice.speak(mxc, r.contentType, 0, long[:19000], false)
+		a := refused(alice, mxc, 19000, long[19000:], 413, "M_TOO_LARGE")
+		if a.Size == 0 || a.Size > 19000 {
+			t.Errorf("too long: %+v", a)
+		}
+		alice.isReplaced(room, event, mxc)
+		if status, got, _ := alice.download(mxc, nil); status != 200 || !bytes.Equal(got, long[:a.Size]) {
+			t.Errorf("what was too long: %d, %d bytes", status, len(got))
+		}
+		if _, readers := h.media.LiveCounts(); readers != 0 {
+			t.Errorf("%d still listen", readers)
+		}
+	})
+}
+
+func TestLiveMessagesThatAreRefused(t *testing.T) {
+	w := testWorldOf(t, 1, false)
+	startInProcess(t, w.servers[0], nil)
+	alice, mallory := newPerson(t, w.servers[0], "alice"), newPerson(t, w.servers[0], "mallory")
+	room, _ := meet(t, w, 0, alice, mallory)
+	secret, _ := meet(t, w, 0, alice)
+	alice.must("PUT", "/_matrix/client/v3/rooms/"+url.PathEscape(secret)+"/state/m.room.encryption/", map[string]any{"algorithm": "m.megolm.v1.aes-sha2"}, nil)
+	short, _ := meet(t, w, 0, alice)
+	alice.must("PUT", "/_matrix/client/v3/rooms/"+url.PathEscape(short)+"/state/im.parley.voice.limit/", map[string]any{"max_duration": 2000}, nil)
+	var can map[string]any
+	alice.must("GET", "/_matrix/client/v3/capabilities", nil, &can)
+	if dig(can, "capabilities", "im.parley.voice.live", "enabled") != true {
+		t.Errorf("the capabilities are %v", can)
+	}
+	txn := 0
+	send := func(p *person, room string, content map[string]any) error {
+		txn++
+		return p.call(t.Context(), p.Token, "PUT", fmt.Sprintf("/_matrix/client/v3/rooms/%s/send/m.room.message/r%d", url.PathEscape(room), txn), content, nil)
+	}
+	refused := func(what string, err error, code string) {
+		t.Helper()
+		if err == nil || !strings.Contains(err.Error(), code) {
+			t.Errorf("%s: %v, want %s", what, err, code)
+		}
+	}
+	r := readRecorded(t, "speech.ogg", 2)
+	var uploaded struct {
+		ContentURI string `json:"content_uri"`
+	}
+	alice.must("POST", "/_matrix/media/v3/upload", r.whole, &uploaded)
+	mxc := alice.reserve()
+	refused("in an encrypted room", send(alice, secret, liveContent(mxc, r.contentType)), "M_FORBIDDEN")
+	refused("with another's media ID", send(mallory, room, liveContent(mxc, r.contentType)), "M_FORBIDDEN")
+	refused("with a file", send(alice, room, liveContent(uploaded.ContentURI, r.contentType)), "M_CANNOT_OVERWRITE_MEDIA")
+	refused("with another server's", send(alice, room, liveContent("mxc://elsewhere.example/x", r.contentType)), "M_NOT_FOUND")
+	text := liveContent(mxc, r.contentType)
+	delete(text, "org.matrix.msc3245.voice")
+	refused("that is no voice message", send(alice, room, text), "M_INVALID_PARAM")
+	edit := liveContent(mxc, r.contentType)
+	edit["m.relates_to"] = map[string]any{"rel_type": "m.replace", "event_id": "$x"}
+	refused("that is an edit", send(alice, room, edit), "M_INVALID_PARAM")
+	event := alice.send(room, "once", liveContent(mxc, r.contentType))
+	refused("with a recording of another message", send(alice, room, liveContent(mxc, r.contentType)), "M_INVALID_PARAM")
+	second := alice.reserve()
+	alice.send(room, "second", liveContent(second, r.contentType))
+	refused("a third at the same time", send(alice, room, liveContent(alice.reserve(), r.contentType)), "M_LIMIT_EXCEEDED")
+	if a, err := alice.live("DELETE", second, "", "", nil); err != nil || a.status != 200 {
+		t.Errorf("cancelled before anything was said: %+v, %v", a, err)
+	}
+	alice.speak(mxc, r.contentType, 0, r.whole, true)
+	alice.isReplaced(room, event, mxc)
+	if again := alice.send(room, "once", liveContent(mxc, r.contentType)); again != event {
+		t.Errorf("the same transaction after the end gave %s, before it was %s", again, event)
+	}
+
+	// A room allows two seconds.
+	mxc = alice.reserve()
+	event = alice.send(short, "short", liveContent(mxc, r.contentType))
+	a, err := alice.live("PUT", mxc, "?offset=0", r.contentType, bytes.NewReader(r.whole))
+	if err != nil || a.status != 413 || a.Errcode != "M_TOO_LARGE" || a.Size == 0 {
+		t.Errorf("more than the room allows: %+v, %v", a, err)
+	}
+	if said := alice.isReplaced(short, event, mxc); dig(said, "info", "duration").(float64) > 2000 || dig(said, "info", "size") != float64(a.Size) {
+		t.Errorf("the edit says %v", said)
+	}
+	// What ends in the middle of a unit is refused like any upload.
+	mxc = alice.reserve()
+	event = alice.send(room, "broken", liveContent(mxc, r.contentType))
+	if a, err := alice.live("PUT", mxc, "?offset=0&end=true", r.contentType, bytes.NewReader(r.whole[:9000])); err != nil || a.Errcode != "M_INVALID_PARAM" {
+		t.Errorf("ended within a page: %+v, %v", a, err)
+	}
+	alice.isRedacted(room, event)
 }

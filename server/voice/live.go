@@ -199,7 +199,9 @@ func (s *Service) AppendLive(ctx context.Context, user matrix.UserID, uri media.
 			break
 		}
 		if err != nil {
-			return a, matrix.BadRequest("the body broke off; the recording has what came before").With("size", a.Size)
+			known := matrix.BadRequest("the body broke off; the recording has what came before")
+			errors.As(err, &known)
+			return a, known.With("size", a.Size)
 		}
 		if pieces > freePieces {
 			select {
