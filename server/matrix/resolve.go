@@ -47,13 +47,19 @@ type Resolution struct {
 // says that a state names an event that cannot be loaded. The time grows as n log n with the number n of the
 // events walked. Spec v1.19 rooms/v1/#state-resolution, rooms/v2/#state-resolution, rooms/v12/#state-resolution
 func Resolve(r *Resolution) (StateMap, error) {
+	state, _, err := resolve(r)
+	return state, err
+}
+
+// resolve also tells how much work it was; see resolver.work.
+func resolve(r *Resolution) (_ StateMap, work int, _ error) {
 	if len(r.Sets) > 64 {
-		return nil, fmt.Errorf("resolve %d states: at most 64 are possible", len(r.Sets))
+		return nil, 0, fmt.Errorf("resolve %d states: at most 64 are possible", len(r.Sets))
 	}
 	question := *r
 	s := &resolver{Resolution: &question, index: map[EventID]int32{}, full: 1<<len(r.Sets) - 1}
 	if err := s.seed(); err != nil {
-		return nil, err
+		return nil, s.work, err
 	}
 	var resolved map[StateTuple]int32
 	var err error
@@ -63,7 +69,7 @@ func Resolve(r *Resolution) (StateMap, error) {
 		resolved, err = s.resolveV2()
 	}
 	if err != nil {
-		return nil, err
+		return nil, s.work, err
 	}
 	state := make(StateMap, len(resolved))
 	for tuple, n := range resolved {
@@ -71,7 +77,7 @@ func Resolve(r *Resolution) (StateMap, error) {
 			state[tuple] = s.nodes[n].id
 		}
 	}
-	return state, nil
+	return state, s.work, nil
 }
 
 // ResolveStates resolves whole states, finding itself what is conflicted, and returns the whole resolved state.
@@ -144,6 +150,9 @@ type resolver struct {
 	nodes []node
 
 	conflicted []int32 // the conflicted state set
+
+	// work counts the steps of all loops: events and auth events looked at, comparisons, questions of the rules. A test bounds it.
+	work int
 }
 
 type node struct {
@@ -196,6 +205,7 @@ func (s *resolver) seed() error {
 // load loads those of the nodes that have not been loaded, in one batch.
 func (s *resolver) load(nodes []int32) error {
 	var ids []EventID
+	s.work += len(nodes)
 	for _, n := range nodes {
 		if !s.nodes[n].loaded {
 			s.nodes[n].loaded = true
@@ -214,6 +224,7 @@ func (s *resolver) load(nodes []int32) error {
 		if !asked {
 			continue
 		}
+		s.work += len(e.auth)
 		auth := make([]int32, len(e.auth))
 		for i, id := range e.auth {
 			auth[i] = s.intern(id)

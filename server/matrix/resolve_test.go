@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"iter"
 	"maps"
+	"math"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -293,4 +295,128 @@ func TestWorkedCasesOfResolution21(t *testing.T) {
 			t.Errorf("version %s: the power levels are %s, want %s", id, got[levels], want)
 		}
 	}
+}
+
+// No room, whoever made it up, makes resolution cost more than n log n of the events and auth events that it looks at. What is counted is work,
+// not time: see resolver.work.
+func TestResolutionIsNLogN(t *testing.T) {
+	const own = "org.example.own"
+	// Each shape gives two states of a room; n says how large.
+	shapes := map[string]func(s *shape, n int) (one, two StateMap){
+		// Each power levels event is authorized by a profile, and that by the power levels before: the paths double with each.
+		"a ladder": func(s *shape, n int) (one, two StateMap) {
+			sides := [2]StateMap{}
+			for i := range sides {
+				levels, member := s.levels, s.member
+				for range n / 4 {
+					levels = s.add(alice, TypePowerLevels, "", `{}`, levels, member)
+					member = s.add(alice, TypeMember, string(alice), `{"membership":"join"}`, levels, member)
+				}
+				sides[i] = StateMap{{TypePowerLevels, ""}: levels, {TypeMember, string(alice)}: member}
+			}
+			return sides[0], sides[1]
+		},
+		// Many power events with the same power levels above them.
+		"a fan of bans": func(s *shape, n int) (one, two StateMap) {
+			one = StateMap{{TypePowerLevels, ""}: s.add(alice, TypePowerLevels, "", `{}`, s.levels, s.member)}
+			for i := range n {
+				user := fmt.Sprintf("@u%d:b.example", i)
+				one[StateTuple{TypeMember, user}] = s.add(alice, TypeMember, user, `{"membership":"ban"}`, one[StateTuple{TypePowerLevels, ""}], s.member)
+			}
+			return one, StateMap{{TypePowerLevels, ""}: s.levels}
+		},
+		// A long chain of young events beside many old ones that are not done with.
+		"a chain beside a crowd": func(s *shape, n int) (one, two StateMap) {
+			two = StateMap{{TypePowerLevels, ""}: s.levels}
+			for i := range n {
+				two[StateTuple{own, fmt.Sprint(i)}] = s.add(alice, own, fmt.Sprint(i), `{}`, s.levels, s.member)
+			}
+			levels := s.levels
+			for range n {
+				levels = s.add(alice, TypePowerLevels, "", `{}`, levels, s.member)
+			}
+			return StateMap{{TypePowerLevels, ""}: levels}, two
+		},
+		// A long mainline, and events all along it and all along another one that never meets it.
+		"a long mainline": func(s *shape, n int) (one, two StateMap) {
+			one, two = StateMap{}, StateMap{}
+			for i, state := range []StateMap{one, two} {
+				levels := s.levels
+				for k := range n / 2 {
+					levels = s.add(alice, TypePowerLevels, "", `{}`, levels, s.member)
+					state[StateTuple{own, fmt.Sprint(i, k)}] = s.add(alice, own, fmt.Sprint(i, k), `{}`, levels, s.member)
+				}
+				state[StateTuple{TypePowerLevels, ""}] = levels
+			}
+			return one, two
+		},
+		// As many auth events as an event may name, each of them naming as many.
+		"a web": func(s *shape, n int) (one, two StateMap) {
+			last := []EventID{s.levels, s.member}
+			for i := range n / 10 {
+				last = append(last, s.add(alice, own, fmt.Sprint(i), `{}`, last[max(0, len(last)-9):]...))
+			}
+			key := StateTuple{own, "end"}
+			return StateMap{key: s.add(alice, own, "end", `{"n":1}`, last[max(0, len(last)-9):]...)}, StateMap{key: s.add(alice, own, "end", `{"n":2}`, last[:9]...)}
+		},
+	}
+	for name, make := range shapes {
+		for _, id := range []string{"1", "2", "11", "12"} {
+			for _, n := range []int{200, 800} {
+				s := newShape(t, LookupRoomVersion(id))
+				one, two := make(s, n)
+				size := 0
+				for _, e := range s.events {
+					size += 1 + len(e.AuthEvents())
+				}
+				for _, ordered := range []bool{false, true} {
+					// The factor is that of the constant work on an event, by the rules and in several walks.
+					if got, limit := s.work(one, two, ordered), 6*float64(size)*math.Log2(float64(size)); float64(got) > limit {
+						t.Errorf("%s of %d, version %s, ordered %v: %d steps for %d events and auth events, more than %.0f", name, n, id, ordered, got, size, limit)
+					}
+				}
+			}
+		}
+	}
+}
+
+// shape is a room made of events that nobody has judged.
+type shape struct {
+	*history
+	levels, member EventID
+}
+
+func newShape(t *testing.T, v *RoomVersion) *shape {
+	h := newHistory(t, v, 1)
+	state := h.after[h.last()]
+	return &shape{h, state[StateTuple{TypePowerLevels, ""}], state[StateTuple{TypeMember, string(alice)}]}
+}
+
+func (s *shape) add(sender UserID, typ, key, content string, auth ...EventID) EventID {
+	if !s.version.RoomIDIsCreateID {
+		auth = append([]EventID{s.events[0].ID()}, auth...)
+	}
+	s.clock++
+	b := &Builder{RoomID: s.room, Sender: sender, Type: typ, StateKey: &key, Content: []byte(content), AuthEvents: auth, Time: time.UnixMilli(s.clock),
+		PrevEvents: []EventID{s.events[0].ID()}, Depth: int64(len(s.events))}
+	e, err := b.Build(s.version, sender.Server(), s.key)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.events = append(s.events, e)
+	s.byID[e.ID()], s.number[e.ID()] = e, int64(len(s.events))
+	return e.ID()
+}
+
+// work resolves two states that agree on nothing, and counts.
+func (s *shape) work(one, two StateMap, ordered bool) int {
+	r := &Resolution{Version: s.version, Sets: []StateMap{one, two}, Load: s.load, Unconflicted: func(StateTuple) EventID { return "" }}
+	if ordered {
+		r.Order = func(id EventID) int64 { return s.number[id] }
+	}
+	_, work, err := resolve(r)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return work
 }

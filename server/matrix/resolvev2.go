@@ -96,6 +96,7 @@ func (s *resolver) markSubgraph(walked []int32) {
 	for _, n := range slices.Backward(walked) {
 		x := &s.nodes[n]
 		x.seen = x.conflicted
+		s.work += 1 + len(x.auth)
 		for _, a := range x.auth {
 			x.seen = x.seen || s.nodes[a].seen
 		}
@@ -120,10 +121,12 @@ func (s *resolver) walkChains() ([]int32, error) {
 	}
 	var walked []int32
 	q := &orderQueue{s: s}
+	var fresh []int32 // queued, and their auth events were not asked for yet
 	push := func(n int32) {
 		if !s.nodes[n].seen {
 			s.nodes[n].seen = true
 			heap.Push(q, n)
+			fresh = append(fresh, n)
 		}
 	}
 	for _, n := range s.conflicted {
@@ -132,8 +135,12 @@ func (s *resolver) walkChains() ([]int32, error) {
 	partial := len(q.nodes) // how many in the queue are not in all chains yet, or are seeds
 	isPartial := func(n int32) bool { return s.nodes[n].conflicted || s.nodes[n].chains != s.full }
 	for q.Len() > 0 && (partial > 0 || s.Order == nil) {
-		if err := s.loadParents(q.nodes); err != nil {
-			return nil, err
+		if s.Order != nil && slices.ContainsFunc(s.nodes[q.nodes[0]].auth, func(a int32) bool { return !s.nodes[a].loaded }) {
+			// The others are loaded with it, in one batch.
+			if err := s.loadParents(fresh); err != nil {
+				return nil, err
+			}
+			fresh = fresh[:0]
 		}
 		n := heap.Pop(q).(int32)
 		walked = append(walked, n)
@@ -141,6 +148,7 @@ func (s *resolver) walkChains() ([]int32, error) {
 			partial--
 		}
 		out := s.nodes[n].chains | s.nodes[n].inSets
+		s.work += 1 + len(s.nodes[n].auth)
 		for _, a := range s.nodes[n].auth {
 			if s.Order != nil && s.nodes[a].event != nil && s.nodes[a].order >= s.nodes[n].order {
 				return nil, ErrOrder
@@ -169,18 +177,8 @@ func (s *resolver) walkChains() ([]int32, error) {
 // ErrOrder says that Resolution.Order does not keep its word. Resolve then does without it; InUnconflictedChains may answer it as well.
 var ErrOrder = errors.New("an event is not after its auth events")
 
-// loadParents loads the auth events of the nodes, as their order must be known before they are queued.
+// loadParents loads the auth events of queued nodes, as their order must be known before they are queued.
 func (s *resolver) loadParents(nodes []int32) error {
-	if s.Order == nil || len(nodes) == 0 {
-		return nil
-	}
-	first := true
-	for _, a := range s.nodes[nodes[0]].auth {
-		first = first && s.nodes[a].loaded
-	}
-	if first {
-		return nil
-	}
 	var parents []int32
 	for _, n := range nodes {
 		parents = append(parents, s.nodes[n].auth...)
@@ -201,6 +199,7 @@ func (s *resolver) loadChains() error {
 			return err
 		}
 		for _, n := range batch {
+			s.work += len(s.nodes[n].auth)
 			for _, a := range s.nodes[n].auth {
 				if !s.nodes[a].seen {
 					s.nodes[a].seen = true
@@ -221,6 +220,7 @@ func (s *resolver) loadChains() error {
 func (s *resolver) number(nodes []int32) {
 	children := make(map[int32]int, len(nodes))
 	for _, n := range nodes {
+		s.work += 2 * len(s.nodes[n].auth) // here and below
 		for _, a := range s.nodes[n].auth {
 			children[a]++
 		}
@@ -254,6 +254,7 @@ type orderQueue struct {
 
 func (q *orderQueue) Len() int { return len(q.nodes) }
 func (q *orderQueue) Less(i, j int) bool {
+	q.s.work++
 	return q.s.nodes[q.nodes[i]].order > q.s.nodes[q.nodes[j]].order
 }
 func (q *orderQueue) Swap(i, j int) { q.nodes[i], q.nodes[j] = q.nodes[j], q.nodes[i] }
@@ -319,6 +320,7 @@ func (s *resolver) chainsOf(events iter.Seq[EventID], lowest int64) (map[int32]b
 			if s.Order != nil && s.nodes[n].order <= lowest {
 				continue
 			}
+			s.work += len(s.nodes[n].auth)
 			for _, a := range s.nodes[n].auth {
 				if !inChain[a] {
 					inChain[a] = true
@@ -341,6 +343,7 @@ func (s *resolver) splitPowerEvents(full []int32) (power, rest []int32) {
 		}
 	}
 	for i := 0; i < len(power); i++ {
+		s.work += len(s.nodes[power[i]].auth)
 		for _, a := range s.nodes[power[i]].auth {
 			if x := &s.nodes[a]; x.full && !x.seen && x.event != nil && x.event.hasStateKey {
 				x.seen = true
@@ -374,7 +377,7 @@ func isPowerEvent(e *Event) bool {
 // powerOrder is the reverse topological power ordering: auth events first; among those that could be next the one whose
 // sender has the greatest power, then the oldest, then the lowest event ID.
 func (s *resolver) powerOrder(events []int32) ([]int32, error) {
-	q := &powerQueue{}
+	q := &powerQueue{s: s}
 	waits := make(map[int32]int, len(events)) // for how many auth events
 	children := make(map[int32][]int32, len(events))
 	for _, n := range events {
@@ -382,8 +385,10 @@ func (s *resolver) powerOrder(events []int32) ([]int32, error) {
 	}
 	for _, n := range events {
 		for _, a := range s.nodes[n].auth {
-			if _, ok := waits[a]; ok && !slices.Contains(children[a], n) {
-				children[a] = append(children[a], n)
+			s.work++
+			of := children[a]
+			if _, ok := waits[a]; ok && (len(of) == 0 || of[len(of)-1] != n) { // an event may name another twice
+				children[a] = append(of, n)
 				waits[n]++
 			}
 		}
@@ -422,21 +427,25 @@ type ranked struct {
 }
 
 // powerQueue gives the smallest event first by the comparison of the reverse topological power ordering.
-type powerQueue []ranked
-
-func (q powerQueue) Len() int { return len(q) }
-func (q powerQueue) Less(i, j int) bool {
-	if q[i].power != q[j].power {
-		return q[i].power > q[j].power
-	}
-	return compareAge(q[i].event, q[j].event) < 0
+type powerQueue struct {
+	s    *resolver
+	list []ranked
 }
-func (q powerQueue) Swap(i, j int) { q[i], q[j] = q[j], q[i] }
-func (q *powerQueue) Push(r any)   { *q = append(*q, r.(ranked)) }
+
+func (q *powerQueue) Len() int { return len(q.list) }
+func (q *powerQueue) Less(i, j int) bool {
+	q.s.work++
+	if q.list[i].power != q.list[j].power {
+		return q.list[i].power > q.list[j].power
+	}
+	return compareAge(q.list[i].event, q.list[j].event) < 0
+}
+func (q *powerQueue) Swap(i, j int) { q.list[i], q.list[j] = q.list[j], q.list[i] }
+func (q *powerQueue) Push(r any)    { q.list = append(q.list, r.(ranked)) }
 func (q *powerQueue) Pop() any {
-	last := len(*q) - 1
-	r := (*q)[last]
-	*q = (*q)[:last]
+	last := len(q.list) - 1
+	r := q.list[last]
+	q.list = q.list[:last]
 	return r
 }
 
@@ -505,6 +514,7 @@ func (s *resolver) mainlineOrder(events []int32, resolved map[StateTuple]int32) 
 		}
 	}
 	for i := 0; ok; i++ {
+		s.work++
 		if _, cycle := position[at]; cycle {
 			break
 		}
@@ -518,6 +528,7 @@ func (s *resolver) mainlineOrder(events []int32, resolved map[StateTuple]int32) 
 		var path []int32
 		found := none
 		for {
+			s.work++
 			above, ok, err := s.powerLevelsAbove(n)
 			if err != nil {
 				return 0, err
@@ -551,6 +562,7 @@ func (s *resolver) mainlineOrder(events []int32, resolved map[StateTuple]int32) 
 		sorted[i] = placed{n, p}
 	}
 	slices.SortFunc(sorted, func(x, y placed) int {
+		s.work++
 		if c := cmp.Compare(y.position, x.position); c != 0 {
 			return c
 		}
@@ -587,6 +599,7 @@ func (s *resolver) check(events []int32, resolved map[StateTuple]int32) error {
 			return err
 		}
 		if Authorize(e, func(typ, stateKey string) *Event {
+			s.work += 1 + len(s.nodes[n].auth)
 			t := StateTuple{typ, stateKey}
 			if r, ok := resolved[t]; ok {
 				return s.nodes[r].event
