@@ -21,7 +21,7 @@ import (
 	"parley.im/parley/storage/storagetest"
 )
 
-// The room that docs/rooms.md reports has 100000 members.
+// A room of 100000 members takes some minutes.
 var largeMembers = flag.Int("members", 2_000, "members of the room of BenchmarkLargeRoom; a fifth as many other state events")
 
 // generated is a server with a generated room: it answers what is asked for a join.
