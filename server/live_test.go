@@ -9,7 +9,9 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -608,4 +610,129 @@ func TestLiveMessagesThatAreRefused(t *testing.T) {
 		t.Errorf("ended within a page: %+v, %v", a, err)
 	}
 	alice.isRedacted(room, event)
+}
+
+// What is spoken is written down when it has ended, once by each server that writes down, under the message that was heard live.
+func TestLiveMessageIsWrittenDownAtItsEnd(t *testing.T) {
+	var ended atomic.Bool
+	var calls atomic.Int32
+	t.Setenv("PARLEY_VOICE_TRANSCRIPTS_ENDPOINT", speechService(t, func(ms int) string {
+		calls.Add(1)
+		if !ended.Load() {
+			t.Error("it was to be written down before it had ended")
+		}
+		return fmt.Sprint("Es dauert ", ms)
+	}))
+	w := testWorld(t, false)
+	for _, s := range w.servers {
+		startInProcess(t, s, nil)
+	}
+	alice, bob := newPerson(t, w.servers[0], "alice"), newPerson(t, w.servers[1], "bob")
+	room, _ := meet(t, w, 0, alice, bob)
+	r := readRecorded(t, "speech.ogg", 3)
+	mxc := alice.reserve()
+	event := alice.send(room, "1", liveContent(mxc, r.contentType))
+	alice.speak(mxc, r.contentType, 0, r.pieces[0], false)
+	bob.until("the live message", timelineHas(room, "url", mxc, nil))
+	listener := bob.listen(mxc)
+	listener.hears(1)
+	path := "/_matrix/client/unstable/im.parley.voice/rooms/" + url.PathEscape(room) + "/transcript/" + url.PathEscape(event)
+	for _, p := range []*person{alice, bob} {
+		var transcript map[string]any
+		if p.must("GET", path+"?timeout=200", nil, &transcript); transcript["pending"] != true {
+			t.Errorf("%s: while it is spoken the transcript is %v", p.ID, transcript)
+		}
+	}
+	ended.Store(true)
+	alice.speak(mxc, r.contentType, len(r.pieces[0]), r.whole[len(r.pieces[0]):], true)
+	for _, p := range []*person{alice, bob} {
+		var transcript map[string]any
+		if p.must("GET", path+"?timeout=30000", nil, &transcript); transcript["text"] != "Es dauert 3960" {
+			t.Errorf("%s: the transcript is %v", p.ID, transcript)
+		}
+	}
+	bob.isReplaced(room, event, mxc)
+	if n := calls.Load(); n != 2 {
+		t.Errorf("the service was asked %d times", n)
+	}
+}
+
+// Prints how long it takes from the press of the button to the first sound at the other server, from each piece to there, and from the release to the end.
+func TestLiveDelays(t *testing.T) {
+	eachDatabase(t, func(t *testing.T, postgres bool) {
+		w := testWorld(t, postgres)
+		for _, s := range w.servers {
+			startInProcess(t, s, nil)
+		}
+		alice, bob := newPerson(t, w.servers[0], "alice"), newPerson(t, w.servers[1], "bob")
+		room, _ := meet(t, w, 0, alice, bob)
+		r := readRecorded(t, "live-ffmpeg.webm", 40)
+		mxc := alice.reserve()
+		pressed := time.Now()
+		alice.send(room, "1", liveContent(mxc, r.contentType))
+		alice.speak(mxc, r.contentType, 0, r.pieces[0], false)
+		bob.until("the live message", timelineHas(room, "url", mxc, nil))
+		listener := bob.listen(mxc)
+		listener.hears(1)
+		first := time.Since(pressed)
+		var scanner audio.Scanner
+		whole, err := scanner.Scan(r.pieces[0], 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		said := len(r.pieces[0])
+		var taken, heard []time.Duration
+		for i, piece := range r.pieces[1:] {
+			began := time.Now()
+			last := i == len(r.pieces)-2
+			alice.speak(mxc, r.contentType, said, piece, last)
+			taken = append(taken, time.Since(began))
+			said += len(piece)
+			n, err := scanner.Scan(r.whole[whole:said], 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if whole += n; n > 0 && !last {
+				listener.hears(whole)
+				heard = append(heard, time.Since(began))
+			}
+		}
+		released := time.Now()
+		if got, err := listener.all(); err != nil || !bytes.Equal(got, r.whole) {
+			t.Errorf("heard %d bytes of %d, %v", len(got), len(r.whole), err)
+		}
+		ending := taken[len(taken)-1] + time.Since(released)
+		slices.Sort(taken)
+		slices.Sort(heard)
+		t.Logf("from the press to the first sound on the other server %v; appending a piece p50 %v, p95 %v; from a piece to the other server p50 %v, p95 %v; from the release to the end there %v",
+			first, taken[len(taken)/2], taken[len(taken)*95/100], heard[len(heard)/2], heard[len(heard)*95/100], ending)
+	})
+}
+
+// Who takes nothing holds nobody up, and gets all of it in the end.
+func TestSlowListenerHoldsNobodyUp(t *testing.T) {
+	w := testWorld(t, false)
+	for _, s := range w.servers {
+		startInProcess(t, s, nil)
+	}
+	alice, bob := newPerson(t, w.servers[0], "alice"), newPerson(t, w.servers[1], "bob")
+	room, _ := meet(t, w, 0, alice, bob)
+	whole := voiceMessage(t, 1500) // some megabytes: more than fits into the buffers between them
+	mxc := alice.reserve()
+	event := alice.send(room, "1", liveContent(mxc, "audio/ogg"))
+	const piece = 200_000
+	alice.speak(mxc, "audio/ogg", 0, whole[:piece], false)
+	slow := []*listening{alice.listen(mxc), bob.listen(mxc)}
+	quick := bob.listen(mxc)
+	for at := piece; at < len(whole); at += piece {
+		end := min(at+piece, len(whole))
+		alice.speak(mxc, "audio/ogg", at, whole[at:end], end == len(whole))
+		quick.hears(at - 5000)
+	}
+	for i, l := range append([]*listening{quick}, slow...) {
+		if got, err := l.all(); err != nil || !bytes.Equal(got, whole) {
+			t.Errorf("listener %d: %d bytes of %d, %v", i, len(got), len(whole), err)
+		}
+	}
+	bob.isReplaced(room, event, mxc)
 }

@@ -147,6 +147,10 @@ func (r *Repository) look(ctx context.Context, l *live) error {
 	if recent {
 		return nil
 	}
+	return r.lookNow(ctx, l)
+}
+
+func (r *Repository) lookNow(ctx context.Context, l *live) error {
 	row, err := r.DB.LiveRecording(ctx, l.mediaID)
 	if errors.Is(err, storage.ErrNotFound) {
 		var m storage.Media
@@ -496,10 +500,7 @@ func (r *Repository) endLive(ctx context.Context, mediaID string, cut bool) erro
 func (r *Repository) lookAgain(ctx context.Context, mediaID string) error {
 	l := r.holdLive(mediaID)
 	defer r.letGo(l)
-	r.mu.Lock()
-	l.looked = time.Time{}
-	r.mu.Unlock()
-	return r.look(ctx, l)
+	return r.lookNow(ctx, l)
 }
 
 // FinishLive makes a file of a recording that has ended, and does nothing for any other. It is M_INVALID_PARAM if the recording is not well-formed: it is cancelled
