@@ -87,15 +87,28 @@ func (tx *Tx) queueForSharers(user matrix.UserID, eduType string, content any) e
 // when they need to know.
 const maxNewServers = 200
 
+// strangersQuery lists the servers in a room, our own left out, that share no other room with a user. The room stands in each part, since
+// SQLite would make the union of all rooms otherwise; and our own users, who may be many, are passed over.
+const strangersQuery = `SELECT m.server FROM (
+		SELECT server FROM memberships WHERE room = ? AND server < ? AND membership = 'join'
+		UNION SELECT server FROM memberships WHERE room = ? AND server > ? AND membership = 'join'
+		UNION SELECT server FROM partial_servers WHERE room = ? AND server <> ?) m
+	WHERE NOT EXISTS (SELECT 1 FROM memberships me JOIN memberships o ON o.room = me.room AND o.server = m.server AND o.membership = 'join'
+		WHERE me.user_id = ? AND me.membership = 'join' AND me.room <> ?) LIMIT ?`
+
 // AnnounceDevices tells the servers in a room, which a user of the given server has joined, of the user's devices, as far
 // as they share no other room with the user and so know nothing of them yet.
 // Spec v1.19 server-server-api/#device-management
 func (db *DB) AnnounceDevices(ctx context.Context, own matrix.ServerName, user matrix.UserID, room matrix.RoomID) error {
-	servers, err := scanAll(db.Read(ctx).Raw(`SELECT DISTINCT m.server FROM (SELECT room, server FROM memberships WHERE membership = 'join'
-		UNION SELECT room, server FROM partial_servers) m JOIN rooms r ON r.num = m.room
-		WHERE r.room_id = ? AND m.server <> ? AND NOT EXISTS (SELECT 1 FROM memberships me
-		JOIN memberships o ON o.room = me.room AND o.server = m.server AND o.membership = 'join'
-		WHERE me.user_id = ? AND me.membership = 'join' AND me.room <> m.room) LIMIT ?`, room, own, user, maxNewServers+1),
+	var num int64
+	err := db.Read(ctx).Raw("SELECT num FROM rooms WHERE room_id = ?", room).Row().Scan(&num)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	servers, err := scanAll(db.Read(ctx).Raw(strangersQuery, num, own, num, own, num, own, user, num, maxNewServers+1),
 		func(rows *sql.Rows) (s matrix.ServerName, err error) { return s, rows.Scan(&s) })
 	if err != nil || len(servers) == 0 || len(servers) > maxNewServers {
 		return err
