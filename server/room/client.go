@@ -26,10 +26,10 @@ func (s *Service) AppendClient(ctx context.Context, dst []byte, e *storage.Event
 	if err != nil {
 		return nil, err
 	}
-	return s.appendClient(ctx, dst, e, r, relations[e.ID()])
+	return s.appendClient(ctx, dst, e, r, relations[e.ID()], &pastMembership{})
 }
 
-func (s *Service) appendClient(ctx context.Context, dst []byte, e *storage.Event, r Reader, relations []storage.Relation) ([]byte, error) {
+func (s *Service) appendClient(ctx context.Context, dst []byte, e *storage.Event, r Reader, relations []storage.Relation, past *pastMembership) ([]byte, error) {
 	o := matrix.ClientOptions{OmitRoomID: r.OmitRoomID, Fields: r.Fields, HasAge: true, AgeMS: s.o.Now().UnixMilli() - e.OriginServerTS()}
 	if err := s.unsigned(ctx, &o, e, nil); err != nil {
 		return nil, err
@@ -45,7 +45,7 @@ func (s *Service) appendClient(ctx context.Context, dst []byte, e *storage.Event
 		o.TransactionID = e.TxnID
 	}
 	if r.User != "" && e.Flags&storage.Outlier == 0 {
-		membership, err := s.membershipAt(ctx, e, r.User)
+		membership, err := past.at(ctx, s, e, r.User)
 		if err != nil {
 			return nil, err
 		}
@@ -68,8 +68,9 @@ func (s *Service) Clients(ctx context.Context, events []*storage.Event, r Reader
 	if err != nil {
 		return nil, err
 	}
+	var past pastMembership
 	for i, e := range events {
-		b, err := s.appendClient(ctx, nil, e, r, relations[e.ID()])
+		b, err := s.appendClient(ctx, make([]byte, 0, len(e.JSON())), e, r, relations[e.ID()], &past)
 		if err != nil {
 			return nil, err
 		}
@@ -111,14 +112,28 @@ func (s *Service) unsigned(ctx context.Context, o *matrix.ClientOptions, e *stor
 	return nil
 }
 
-// membershipAt is the membership of a user at the time of an event; their own member event counts itself.
-func (s *Service) membershipAt(ctx context.Context, e *storage.Event, user matrix.UserID) (string, error) {
+// pastMembership finds what a user was in a room at the time of events. It remembers the last answer: mostly the members before the next
+// event are the same. For one user and one room.
+type pastMembership struct {
+	root       storage.StateRoot // of the last event
+	membership string            // "": there was none yet
+}
+
+// at is the membership at the time of an event; the user's own member event counts itself.
+func (p *pastMembership) at(ctx context.Context, s *Service, e *storage.Event, user matrix.UserID) (string, error) {
 	if e.Is(matrix.TypeMember, string(user)) {
 		return e.Membership(), nil
 	}
-	member, err := s.stateEvent(ctx, e.RoomNum, e.Before, matrix.TypeMember, string(user), nil)
-	if err != nil || member == nil {
-		return matrix.Leave, err
+	if p.membership != "" && p.root.Members == e.Before.Members {
+		return p.membership, nil
 	}
-	return member.Membership(), nil
+	member, err := s.stateEvent(ctx, e.RoomNum, e.Before, matrix.TypeMember, string(user), nil)
+	if err != nil {
+		return "", err
+	}
+	p.root, p.membership = e.Before, matrix.Leave
+	if member != nil {
+		p.membership = member.Membership()
+	}
+	return p.membership, nil
 }

@@ -380,10 +380,8 @@ func contentString(e *storage.Event, key, otherwise string) string {
 	if e == nil {
 		return otherwise
 	}
-	var content map[string]json.RawMessage
-	var value string
-	if json.Unmarshal(e.Content(), &content) != nil || json.Unmarshal(content[key], &value) != nil || value == "" {
-		return otherwise
+	if value := e.ContentString(key); value != "" {
+		return value
 	}
-	return value
+	return otherwise
 }

@@ -267,7 +267,7 @@ func validEdit(e *matrix.Event) bool {
 
 // plainClient is the event without aggregations.
 func (s *Service) plainClient(ctx context.Context, e *storage.Event, r Reader) (json.RawMessage, error) {
-	return s.appendClient(ctx, nil, e, Reader{User: r.User, Device: r.Device}, nil)
+	return s.appendClient(ctx, nil, e, Reader{User: r.User, Device: r.Device}, nil, &pastMembership{})
 }
 
 // maxLatest is how many of the newest events of a thread are looked at for one that may be seen.
@@ -303,7 +303,7 @@ func (s *Service) thread(ctx context.Context, e *storage.Event, relations []stor
 			return nil, err
 		}
 		edits := slices.DeleteFunc(slices.Clone(below[latest.ID()]), func(rel storage.Relation) bool { return rel.RelType != relReplace })
-		written, err := s.appendClient(ctx, nil, latest, Reader{User: r.User, Device: r.Device}, edits)
+		written, err := s.appendClient(ctx, nil, latest, Reader{User: r.User, Device: r.Device}, edits, &pastMembership{})
 		if err != nil {
 			return nil, err
 		}

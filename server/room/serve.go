@@ -103,7 +103,7 @@ func (s *Service) VisibleToServer(ctx context.Context, server matrix.ServerName,
 			users = users[:min(len(users), maxServerUsers)]
 		}
 		for _, u := range users {
-			membership, err := s.membershipAt(ctx, e, u.User)
+			membership, err := (&pastMembership{}).at(ctx, s, e, u.User)
 			if err != nil {
 				return nil, err
 			}
