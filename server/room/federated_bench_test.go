@@ -94,6 +94,26 @@ func benchReceive(b *testing.B, rooms int) {
 	b.ReportMetric(float64((cpuTime(b)-before).Microseconds())/float64(b.N*each), "cpu-us/event")
 }
 
+// BenchmarkVerify checks the signatures of 1,000 events; -cpu 1,2 shows what a second core does.
+func BenchmarkVerify(b *testing.B) {
+	const size = 1000
+	one, two := benchWorld(b)
+	room := one.newRoom("@alice:one", "11", "public")
+	var events []*matrix.Event
+	for range size {
+		events = append(events, one.say(room, "@alice:one", "hello").Event)
+	}
+	before := cpuTime(b)
+	b.ResetTimer()
+	for range b.N {
+		if good := two.verifyEvents(b.Context(), events); len(good) != size {
+			b.Fatal(len(good))
+		}
+	}
+	b.ReportMetric(float64(b.N*size)/b.Elapsed().Seconds(), "events/s")
+	b.ReportMetric(float64((cpuTime(b)-before).Microseconds())/float64(b.N*size), "cpu-us/event")
+}
+
 // BenchmarkJoinLargeRoom joins a room of 2,000 members.
 func BenchmarkJoinLargeRoom(b *testing.B) {
 	for range b.N {

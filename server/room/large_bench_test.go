@@ -21,7 +21,7 @@ import (
 	"parley.im/parley/storage/storagetest"
 )
 
-// A room of 100000 members takes some minutes.
+// The room of docs/development.md has 100000 members, which take some minutes.
 var largeMembers = flag.Int("members", 2_000, "members of the room of BenchmarkLargeRoom; a fifth as many other state events")
 
 // generated is a server with a generated room: it answers what is asked for a join.
@@ -135,6 +135,34 @@ func heapLive() int64 {
 	return int64(m.HeapAlloc)
 }
 
+// meter prints the CPU time of an operation, which means something on a busy machine, too. What is done while it is paused does not count.
+type meter struct {
+	b           *testing.B
+	spent, from time.Duration
+}
+
+func newMeter(b *testing.B) *meter {
+	m := &meter{b: b, from: cpuTime(b)}
+	b.ResetTimer()
+	return m
+}
+
+func (m *meter) pause() {
+	m.b.StopTimer()
+	m.spent += cpuTime(m.b) - m.from
+}
+
+func (m *meter) goOn() {
+	m.from = cpuTime(m.b)
+	m.b.StartTimer()
+}
+
+// report ends the measurement.
+func (m *meter) report() {
+	m.pause()
+	m.b.ReportMetric(float64(m.spent.Microseconds())/1000/float64(m.b.N), "cpu-ms/op")
+}
+
 // BenchmarkLargeRoom is what a large room costs: go test ./server/room -run xxx -bench LargeRoom -members 100000
 func BenchmarkLargeRoom(b *testing.B) {
 	w := newLargeWorld(b, matrixtest.Size{Members: *largeMembers, States: *largeMembers / 5, Servers: 50})
@@ -161,7 +189,7 @@ func benchLargeJoin(b *testing.B, w *largeWorld) {
 		w.join(b)
 		b.StopTimer()
 		b.ReportMetric(float64(peak())/(1<<20), "peak-MB")
-		b.ReportMetric(float64((cpuTime(b) - cpu).Milliseconds()), "cpu-ms")
+		b.ReportMetric(float64((cpuTime(b) - cpu).Milliseconds()), "cpu-ms/op")
 		b.ReportMetric(float64(w.room.Len())/b.Elapsed().Seconds()*float64(b.N), "events/s")
 		if err := db.Close(); err != nil {
 			b.Fatal(err)
@@ -200,6 +228,7 @@ func (w *largeWorld) benchState(b *testing.B) {
 	r, snap := w.snapshot(b)
 	db := w.o.DB
 	b.Run("state/one key", func(b *testing.B) {
+		defer newMeter(b).report()
 		for i := range b.N {
 			if _, err := db.StateNum(ctx, r.Num, snap.Root, matrix.TypeMember, string(w.room.Member(i%*largeMembers)), nil); err != nil {
 				b.Fatal(err)
@@ -207,6 +236,7 @@ func (w *largeWorld) benchState(b *testing.B) {
 		}
 	})
 	b.Run("state/list", func(b *testing.B) {
+		defer newMeter(b).report()
 		for range b.N {
 			nums, err := db.StateNums(ctx, r.Num, snap.Root, storage.AllState, nil)
 			if err != nil || len(nums) < *largeMembers {
@@ -248,6 +278,7 @@ func (w *largeWorld) benchState(b *testing.B) {
 			}
 		}
 		b.Run("state/diff of "+kind, func(b *testing.B) {
+			defer newMeter(b).report()
 			for range b.N {
 				diffs, err := db.DiffState(ctx, r.Num, roots[0], roots[1], storage.AllState, nil)
 				if err != nil || len(diffs) != 100 {
@@ -257,11 +288,13 @@ func (w *largeWorld) benchState(b *testing.B) {
 		})
 		for _, cold := range []bool{false, true} {
 			b.Run(fmt.Sprintf("resolve %s/cold=%v", kind, cold), func(b *testing.B) {
+				m := newMeter(b)
+				defer m.report()
 				for range b.N {
 					if cold {
-						b.StopTimer()
+						m.pause()
 						db.ForgetRooms()
-						b.StartTimer()
+						m.goOn()
 					}
 					w.resolved.clear()
 					if _, err := w.resolve(ctx, r, roots, &staged{}); err != nil {
@@ -273,8 +306,9 @@ func (w *largeWorld) benchState(b *testing.B) {
 		base = w.merge(b, one, two)
 	}
 	b.Run("three forks of 500", func(b *testing.B) {
+		m := newMeter(b)
 		for i := range b.N {
-			b.StopTimer()
+			m.pause()
 			var forks []*matrixtest.Fork
 			var events [3][]*matrix.Event
 			for j := range 3 {
@@ -282,7 +316,7 @@ func (w *largeWorld) benchState(b *testing.B) {
 				forks = append(forks, f)
 				events[j] = must(f.Talk(500))
 			}
-			b.StartTimer()
+			m.goOn()
 			for n := 0; n < 500; n += 50 { // they come mixed, a transaction of each in turn
 				for j := range 3 {
 					w.receive(b, events[j][n:n+50])
@@ -290,6 +324,7 @@ func (w *largeWorld) benchState(b *testing.B) {
 			}
 			base = w.merge(b, forks...)
 		}
+		m.report()
 		b.ReportMetric(float64(b.N*1501)/b.Elapsed().Seconds(), "events/s")
 	})
 }
@@ -312,6 +347,7 @@ func (w *largeWorld) benchRead(b *testing.B) {
 	reader := Reader{User: largeUser}
 	b.Run("members", func(b *testing.B) {
 		peak := heapPeak()
+		m := newMeter(b)
 		for range b.N {
 			all, err := w.Members(b.Context(), w.room.ID, reader, MembersRequest{})
 			if err != nil {
@@ -319,10 +355,12 @@ func (w *largeWorld) benchRead(b *testing.B) {
 			}
 			b.ReportMetric(float64(len(all))/(1<<20), "MB")
 		}
+		m.report()
 		b.ReportMetric(float64(peak())/(1<<20), "peak-MB")
 	})
 	b.Run("joined_members", func(b *testing.B) {
 		peak := heapPeak()
+		m := newMeter(b)
 		for range b.N {
 			all, err := w.JoinedMembers(b.Context(), w.room.ID, largeUser)
 			if err != nil {
@@ -330,10 +368,12 @@ func (w *largeWorld) benchRead(b *testing.B) {
 			}
 			b.ReportMetric(float64(len(all)), "members")
 		}
+		m.report()
 		b.ReportMetric(float64(peak())/(1<<20), "peak-MB")
 	})
 	b.Run("send_join of another server", func(b *testing.B) {
 		peak := heapPeak()
+		m := newMeter(b)
 		for i := range b.N {
 			user := matrix.UserID(fmt.Sprintf("@late%d-%d:s01.large.example", b.N, i))
 			template, err := w.Service.MakeJoin(b.Context(), user.Server(), w.room.ID, user, versions())
@@ -349,6 +389,7 @@ func (w *largeWorld) benchRead(b *testing.B) {
 				b.Fatal(len(answer.State), err)
 			}
 		}
+		m.report()
 		b.ReportMetric(float64(peak())/(1<<20), "peak-MB")
 	})
 }
@@ -410,16 +451,18 @@ func (w *largeWorld) benchRestart(b *testing.B) {
 	if info, err := os.Stat(filepath.Clean(strings.TrimPrefix(w.url, "sqlite:"))); err == nil {
 		b.Logf("the database has %d MB", info.Size()>>20)
 	}
+	m := newMeter(b)
+	defer m.report()
 	for range b.N {
-		b.StopTimer()
+		m.pause()
 		before := heapLive()
-		b.StartTimer()
+		m.goOn()
 		db := w.open(b, w.url)
 		_, err := w.Send(b.Context(), SendRequest{Room: w.room.ID, Sender: largeUser, Device: "D", Type: matrix.TypeMessage, Content: benchContent})
 		if err != nil {
 			b.Fatal(err)
 		}
-		b.StopTimer()
+		m.pause()
 		with := heapLive()
 		w.Service.mu.Lock()
 		clear(w.rooms)
@@ -431,7 +474,7 @@ func (w *largeWorld) benchRestart(b *testing.B) {
 		if err := db.Close(); err != nil {
 			b.Fatal(err)
 		}
-		b.StartTimer()
+		m.goOn()
 	}
 }
 
