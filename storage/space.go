@@ -2,6 +2,7 @@ package storage
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -43,6 +44,24 @@ func (db *DB) Reclaim(ctx context.Context, all bool) error {
 			return db.checkpoint(ctx)
 		}
 	}
+}
+
+// spaceFact says that a purge has begun after which space is to be given back: what is left to do if the process ends before.
+const spaceFact = "space"
+
+// OweSpace notes, for good, that space has to be given back until SpaceGiven is called.
+func (db *DB) OweSpace(ctx context.Context) error { return db.SetFact(ctx, spaceFact, "owed") }
+
+// SpaceGiven notes that Reclaim has been through.
+func (db *DB) SpaceGiven(ctx context.Context) error { return db.SetFact(ctx, spaceFact, "") }
+
+// OwesSpace reports whether space has to be given back.
+func (db *DB) OwesSpace(ctx context.Context) (bool, error) {
+	value, err := db.Fact(ctx, spaceFact)
+	if errors.Is(err, ErrNotFound) {
+		return false, nil
+	}
+	return value != "", err
 }
 
 // pages counts the free pages of an SQLite file and all of them.

@@ -154,7 +154,11 @@ func (s *Service) Purge(ctx context.Context) error {
 			return err
 		}
 	}
-	asked, did := false, false
+	owed, err := s.o.DB.OwesSpace(ctx) // by a purge that ended when the process did
+	if err != nil {
+		return err
+	}
+	asked, did := owed, owed
 	for {
 		now := s.o.Now()
 		job, err := s.o.DB.ClaimPurgeJob(ctx, now, now.Add(purgeClaim))
@@ -165,6 +169,12 @@ func (s *Service) Purge(ctx context.Context) error {
 			break
 		}
 		did, asked = true, asked || job.Kind != storage.PurgeRetention
+		if asked && !owed {
+			if err := s.o.DB.OweSpace(ctx); err != nil {
+				return err
+			}
+			owed = true
+		}
 		if err := s.runPurge(ctx, job); err != nil {
 			return fmt.Errorf("purge %s of %s: %w", job.ID, job.Room, err)
 		}
@@ -190,7 +200,10 @@ func (s *Service) Purge(ctx context.Context) error {
 	if err := s.o.DB.ForgetPurgeJobs(ctx, s.o.Now().Add(-purgeRemembered)); err != nil {
 		return err
 	}
-	return s.o.DB.Reclaim(ctx, asked)
+	if err := s.o.DB.Reclaim(ctx, asked); err != nil || !asked {
+		return err
+	}
+	return s.o.DB.SpaceGiven(ctx)
 }
 
 // runPurge does one purge. Its error is worth trying again later.

@@ -3,6 +3,7 @@ package room
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -17,7 +18,27 @@ import (
 )
 
 // TestSpaceOfAPurgeIsGivenBack looks at the file, or at what PostgreSQL says.
-func TestSpaceOfAPurgeIsGivenBack(t *testing.T) {
+func TestSpaceOfAPurgeIsGivenBack(t *testing.T) { spaceOfAPurge(t, (*at).purge) }
+
+// When the process is killed after the last row has gone, the next one finds that there is space to be given back.
+func TestSpaceOfAPurgeIsGivenBackAfterAKill(t *testing.T) {
+	spaceOfAPurge(t, func(a *at) {
+		a.o.DeleteBlobs = func(context.Context) error { return errCrash }
+		if err := a.Purge(a.t.Context()); !errors.Is(err, errCrash) {
+			a.t.Fatal(err)
+		}
+		asked := 0
+		a = a.restart()
+		a.o.DeleteBlobs = func(context.Context) error { asked++; return nil }
+		a.purge()
+		a.purge()
+		if asked != 1 {
+			a.t.Errorf("files were deleted %d times after the restart", asked)
+		}
+	})
+}
+
+func spaceOfAPurge(t *testing.T, purge func(*at)) {
 	storagetest.EachURL(t, func(t *testing.T, url string) {
 		ctx := t.Context()
 		a := newWorldOn(t, func() *storage.DB {
@@ -69,7 +90,7 @@ func TestSpaceOfAPurgeIsGivenBack(t *testing.T) {
 		if _, err := a.PurgeHistory(ctx, HistoryPurge{Room: room, Event: last.ID()}); err != nil {
 			t.Fatal(err)
 		}
-		a.purge()
+		purge(a)
 		if a.o.DB.Dialect() == storage.PostgreSQL {
 			if err := a.o.DB.Vacuum(ctx); err != nil {
 				t.Fatal(err)
