@@ -507,7 +507,9 @@ func (r *Repository) lookAgain(ctx context.Context, mediaID string) error {
 // then. What has been done when the process dies is not done again.
 func (r *Repository) FinishLive(ctx context.Context, mediaID string, requireOpus bool) error {
 	done := r.making.DoChan("live "+mediaID, func() (any, error) {
-		r.running.Add(1)
+		if err := r.begin(); err != nil {
+			return nil, err
+		}
 		defer r.running.Done()
 		err := r.finishLive(r.life, mediaID, requireOpus)
 		return nil, errors.Join(err, r.lookAgain(r.life, mediaID))

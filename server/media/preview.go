@@ -47,7 +47,9 @@ func (r *Repository) Preview(ctx context.Context, user matrix.UserID, address st
 		return kept, err
 	}
 	made := r.making.DoChan("preview "+key, func() (any, error) {
-		r.running.Add(1)
+		if err := r.begin(); err != nil {
+			return nil, err
+		}
 		defer r.running.Done()
 		return r.makePreview(key)
 	})

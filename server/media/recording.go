@@ -64,7 +64,9 @@ func (r *Repository) Waveform(ctx context.Context, hash storage.BlobHash) ([]int
 		return known.Waveform, err
 	}
 	made := r.making.DoChan("waveform "+hash.String(), func() (any, error) {
-		r.running.Add(1)
+		if err := r.begin(); err != nil {
+			return nil, err
+		}
 		defer r.running.Done()
 		return r.measure(r.life, hash)
 	})
@@ -173,7 +175,9 @@ func (r *Repository) rendition(ctx context.Context, req Request) (*File, error) 
 		return nil, fmt.Errorf("find rendition: %w", err)
 	}
 	remuxed := r.making.DoChan("rendition "+m.Hash.String()+" "+string(req.Container), func() (any, error) {
-		r.running.Add(1)
+		if err := r.begin(); err != nil {
+			return nil, err
+		}
 		defer r.running.Done()
 		return r.remux(r.life, m.Hash, req.Container)
 	})

@@ -96,6 +96,17 @@ func New(o Options) *Repository {
 	return r
 }
 
+// begin counts something that outlives its request, until running.Done, unless the repository is being closed.
+func (r *Repository) begin() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		return matrix.NewError(503, "M_UNKNOWN", "the server is being stopped")
+	}
+	r.running.Add(1)
+	return nil
+}
+
 // Close ends the fetches under way and waits for them; it returns nil. No request may come in any more.
 func (r *Repository) Close() error {
 	r.mu.Lock()

@@ -122,7 +122,9 @@ func (r *Repository) Thumbnail(ctx context.Context, req Request, size ThumbnailS
 	key := fmt.Sprintf("thumbnail %s %s %dx%d", source.Hash, size.kind(), size.Width, size.Height)
 	// Made under the server's life, so that the first of several who ask may go.
 	made := r.making.DoChan(key, func() (any, error) {
-		r.running.Add(1)
+		if err := r.begin(); err != nil {
+			return nil, err
+		}
 		defer r.running.Done()
 		return r.makeThumbnail(r.life, req, source, size)
 	})
