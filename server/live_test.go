@@ -165,16 +165,16 @@ func (p *person) isReplaced(room, event, mxc string) (newContent map[string]any)
 	return newContent
 }
 
-// isRedacted waits until the event has been redacted.
-func (p *person) isRedacted(room, event string) {
+// isRedacted waits until the event has been redacted, and gives the content of the redaction.
+func (p *person) isRedacted(room, event string) (why any) {
 	p.t.Helper()
 	ctx, cancel := context.WithTimeout(p.t.Context(), 30*time.Second)
 	defer cancel()
 	for {
 		var read map[string]any
 		p.must("GET", "/_matrix/client/v3/rooms/"+url.PathEscape(room)+"/event/"+url.PathEscape(event), nil, &read)
-		if dig(read, "unsigned", "redacted_because") != nil {
-			return
+		if why := dig(read, "unsigned", "redacted_because", "content"); why != nil {
+			return why
 		}
 		var answer map[string]any
 		if err := p.call(ctx, p.Token, "GET", "/_matrix/client/v3/sync?timeout=1000&since="+url.QueryEscape(p.since), nil, &answer); err != nil {
@@ -303,7 +303,10 @@ func TestCancelledLiveMessageIsGone(t *testing.T) {
 				}
 			}
 			for _, p := range []*person{alice, bob} {
-				p.isRedacted(room, event)
+				why, _ := p.isRedacted(room, event).(map[string]any)
+				if _, said := why["im.parley.voice.live"]; said != (name == "by the client") {
+					t.Errorf("%s: for %s the redaction says %v", name, p.ID, why)
+				}
 				status, body, _ := p.download(mxc, nil)
 				if status != 404 || !bytes.Contains(body, []byte("M_NOT_FOUND")) {
 					t.Errorf("%s: %s downloads: %d %s", name, p.ID, status, body)

@@ -382,8 +382,13 @@ func unlessNotFound(err error) error {
 	return err
 }
 
+// redactLive takes a message back that was never finished. The redaction says so, because nothing of the message is left that could tell clients
+// to show no trace of it.
 func (s *Service) redactLive(ctx context.Context, e *storage.Event, _ string) error {
-	_, err := s.Rooms.Redact(ctx, room.RedactRequest{Room: e.RoomID(), Sender: e.Sender(), Event: e.ID(), Device: liveDevice, TxnID: "cancel " + string(e.ID())})
+	_, err := s.Rooms.Redact(ctx, room.RedactRequest{
+		Room: e.RoomID(), Sender: e.Sender(), Event: e.ID(), Device: liveDevice, TxnID: "cancel " + string(e.ID()),
+		Content: encode(map[string]any{storage.LiveKey: struct{}{}}),
+	})
 	return err
 }
 

@@ -2,6 +2,7 @@
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { chromium } from "playwright-core";
+import { voices } from "./servers.mjs";
 
 const axeSource = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
 export const phone = { width: 390, height: 844 };
@@ -115,4 +116,13 @@ export function scrollToStart(page, selector, until) {
         },
         [selector, until],
     );
+}
+
+/** Waits until there are so many of them, none live, and the page shows the newest. */
+export async function arrived(page, server, room, count) {
+    for (const end = Date.now() + 30_000; (await voices(server, room)) !== count; ) {
+        if (Date.now() > end) throw new Error(`there are ${await voices(server, room)} voice messages, not ${count}`);
+    }
+    await page.waitForSelector(".voice.live", { state: "detached" });
+    await page.locator(".voice").last().locator(".waveform:not(.speaking)").waitFor();
 }

@@ -99,3 +99,9 @@ export async function busyPerson(server, name, password, { rooms, messages }) {
     await inParallel(messages - 1, (i) => send(theirs, room, { msgtype: "m.text", body: `message ${i + 1} ${"and so on ".repeat(i % 7)}` }));
     return { room };
 }
+
+/** How many voice messages there are in a room, as a server has it. A page may have put earlier ones away. */
+export async function voices(server, room) {
+    const { chunk } = await ask(server, "GET", `/_matrix/client/v3/rooms/${encodeURIComponent(room)}/messages?dir=b&limit=500`);
+    return chunk.filter((event) => event.content["org.matrix.msc3245.voice"]).length;
+}

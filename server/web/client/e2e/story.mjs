@@ -4,19 +4,20 @@
 //
 // Needs Chromium (CHROMIUM, or /usr/bin/chromium). Ends with status 1 if anything does not work, if a page throws, or if axe
 // finds an accessibility fault on any page or dialog, on a phone or a desktop, light or dark.
-import { bytesOf, desktop, fail, failed, hold, launch, phone, scrollToStart, step } from "./browser.mjs";
+import { arrived, bytesOf, desktop, fail, failed, hold, launch, phone, scrollToStart, step } from "./browser.mjs";
+import { idle, liveVoice } from "./live.mjs";
 import { longRecording } from "./recordings.mjs";
-import { ask, busyPerson, freshServer, loginToken, send, sendRecording, twoServers } from "./servers.mjs";
+import { ask, busyPerson, freshServer, loginToken, send, sendRecording, twoServers, voices } from "./servers.mjs";
 import { speechService } from "./speech.mjs";
 
 const [parley, screenshots] = process.argv.slice(2);
 const began = Date.now();
 
-// Four seconds are the recording with words to be searched for, thirty a long speech.
+// 23 seconds, which nobody speaks here, are the recording with words to be searched for, thirty a long speech.
 const speech = await speechService((seconds) =>
-    seconds === 4 ? "The blue lorry comes on Thursday" : seconds >= 30 ? "Once more about the warehouse. ".repeat(20) : seconds === 6 ? "" : `noise of ${seconds} s`,
+    seconds === 23 ? "The blue lorry comes on Thursday" : seconds >= 30 ? "Once more about the warehouse. ".repeat(20) : seconds === 26 ? "" : `noise of ${seconds} s`,
 );
-const { servers, stop } = await twoServers(parley, { PARLEY_VOICE_TRANSCRIPTS_ENDPOINT: speech.url });
+const { servers, stop } = await twoServers(parley, { PARLEY_VOICE_TRANSCRIPTS_ENDPOINT: speech.url, PARLEY_VOICE_LIVE_IDLE: idle });
 const [one, two] = servers;
 const password = one.users[0].password;
 const { browser, open, look } = await launch(screenshots);
@@ -334,11 +335,11 @@ async function story() {
     });
 
     await step("what was said is written down, and appears under the message", async () => {
-        await sendRecording(one, room, shortRecording(4));
+        await sendRecording(one, room, shortRecording(23));
         await bob.waitForSelector(".transcript >> text=The blue lorry comes on Thursday");
         await sendRecording(one, room, shortRecording(40));
         await bob.click(".transcript >> text=Alles zeigen");
-        await sendRecording(one, room, shortRecording(6));
+        await sendRecording(one, room, shortRecording(26));
         await bob.waitForSelector(".transcript.faint >> text=nichts zu verstehen");
         await look(bob, "transcripts");
     });
@@ -379,10 +380,11 @@ async function story() {
         return `${share} % of ${recording.length} bytes`;
     });
 
+    await liveVoice({ alice, bob, one, two, room, look });
     await step("what is recorded without a connection survives a reload, and goes out by itself", async () => {
         await alice.goto(`${one.client_url}/#/room/${encodeURIComponent(room)}`);
         await alice.waitForSelector(".talk");
-        const before = await bob.locator(".voice").count();
+        const before = await voices(two, room);
         await alice.route("**/_matrix/**", (route) => route.abort());
         await hold(alice, 800);
         await alice.waitForSelector(".outgoing-problem");
@@ -395,7 +397,7 @@ async function story() {
         await alice.unroute("**/media/v3/upload*");
         await alice.click(".outgoing-problem .primary");
         await alice.waitForSelector(".outgoing", { state: "detached" });
-        await bob.waitForFunction((n) => document.querySelectorAll(".voice").length === n, before + 1);
+        await arrived(bob, two, room, before + 1);
     });
     await step("a refused microphone is explained", async () => {
         const refused = await open(one.client_url, phone);
@@ -414,9 +416,9 @@ async function story() {
         const limit = `/_matrix/client/v3/rooms/${encodeURIComponent(room)}/state/im.parley.voice.limit/`;
         await ask(one, "PUT", limit, { max_duration: 2000 });
         await alice.waitForSelector(".notice >> text=longest voice message");
-        const before = await bob.locator(".voice").count();
+        const before = await voices(two, room);
         await hold(alice, 4000);
-        await bob.waitForFunction((n) => document.querySelectorAll(".voice").length === n, before + 1);
+        await arrived(bob, two, room, before + 1);
         await alice.waitForSelector(".live-notice:not(:empty)");
         await ask(one, "PUT", limit, {});
     });
@@ -441,6 +443,9 @@ async function story() {
     await step("encrypted text arrives", async () => {
         await say(alice, "Between us");
         await bob.waitForSelector(".timeline >> text=Between us");
+    });
+    await step("there is no live voice in it", async () => {
+        if (await alice.locator(".live-switch").count()) throw new Error("it is offered");
     });
     await step("encrypted voice arrives and plays", async () => {
         await hold(alice, 1000);

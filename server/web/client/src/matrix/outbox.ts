@@ -1,7 +1,7 @@
 import { signal } from "@preact/signals";
 import { ClientEvent, EventStatus, type Room } from "matrix-js-sdk";
 import { t } from "../i18n";
-import { finishLive, notice, passing, takeBack, type Live } from "../voice/live";
+import { finishLive, notice, passing, remove, takeBack, type Live } from "../voice/live";
 import { upload } from "./attachments";
 import { problem, retryAfter, unreachable } from "./problem";
 import { forgetWithSession, me, online } from "./session";
@@ -140,7 +140,7 @@ class Outbox {
             this.#change(item, { shown: true });
             await sending;
             this.discard(item);
-            if (item.replaces) await me().redactEvent(item.room, item.replaces).catch((error) => console.warn("what was cut off stays", error));
+            if (item.replaces) await remove(item.room, item.replaces).catch((error) => console.warn("what was cut off stays", error));
         } catch (error) {
             this.#failed(item, room, error);
         }

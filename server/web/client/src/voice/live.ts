@@ -186,8 +186,14 @@ export async function takeBack(live: Live): Promise<void> {
     } catch (error) {
         if (passing(error)) throw error;
         // The server has ended it by itself: it is an ordinary message by now.
-        if (live.event) await me().redactEvent(live.room, live.event);
+        if (live.event) await remove(live.room, live.event);
     }
+}
+
+/** Redacts a live message so that no trace of it is shown. */
+export async function remove(room: string, event: string): Promise<void> {
+    const path = `/rooms/${encodeURIComponent(room)}/redact/${encodeURIComponent(event)}/${encodeURIComponent(me().makeTxnId())}`;
+    await me().http.authedRequest(Method.Put, path, undefined, { [marker]: {} });
 }
 
 /** One thing that is said while others listen, from the press of the button to its release. */
