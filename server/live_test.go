@@ -613,6 +613,27 @@ func TestLiveMessagesThatAreRefused(t *testing.T) {
 		t.Errorf("ended within a page: %+v, %v", a, err)
 	}
 	alice.isRedacted(room, event)
+
+	// Who takes a message back that has been edited takes the edit back as well: it says the same.
+	mxc = alice.reserve()
+	event = alice.send(room, "taken back", liveContent(mxc, r.contentType))
+	alice.speak(mxc, r.contentType, 0, r.whole, true)
+	alice.isReplaced(room, event, mxc)
+	var page struct {
+		Chunk []struct {
+			EventID string `json:"event_id"`
+			Content map[string]any
+		}
+	}
+	alice.must("GET", "/_matrix/client/v3/rooms/"+url.PathEscape(room)+"/messages?dir=b&limit=10", nil, &page)
+	alice.must("PUT", "/_matrix/client/v3/rooms/"+url.PathEscape(room)+"/redact/"+url.PathEscape(event)+"/2", map[string]any{}, nil)
+	for _, e := range page.Chunk {
+		if dig(e.Content, "m.relates_to", "event_id") == event {
+			alice.isRedacted(room, e.EventID)
+			return
+		}
+	}
+	t.Error("the edit was not found")
 }
 
 // What is spoken is written down when it has ended, once by each server that writes down, under the message that was heard live.

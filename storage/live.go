@@ -16,6 +16,13 @@ import (
 // LiveKey is the key in the content of a voice message that is still being spoken.
 const LiveKey = "im.parley.voice.live"
 
+// LiveDevice is the device by which the server itself sends the edits and redactions of live messages; LiveEndTxn the transaction ID of the edit of an
+// event. So each is sent once.
+const LiveDevice = matrix.DeviceID("im.parley.voice.live")
+
+// LiveEndTxn: see LiveDevice.
+func LiveEndTxn(id matrix.EventID) string { return "end " + string(id) }
+
 // LiveState is how far a live recording is.
 type LiveState int
 
@@ -313,9 +320,31 @@ func (tx *Tx) writeLive(appends []*RoomAppend) error {
 				LiveCancelled, LiveEnded, e.Num).Error; err != nil {
 				return fmt.Errorf("cancel a live recording: %w", err)
 			}
+			if err := tx.cancelLiveEdit(a.Room.Num, e); err != nil {
+				return fmt.Errorf("redact the edit of a live message: %w", err)
+			}
 		}
 	}
 	return nil
+}
+
+// cancelLiveEdit has the edit redacted by which a live message became an ordinary one: it says all that the message said.
+func (tx *Tx) cancelLiveEdit(room int64, e *Event) error {
+	var num int64
+	err := tx.Raw("SELECT num FROM events WHERE room = ? AND sender = ? AND txn = ? AND redacted_by IS NULL",
+		room, string(e.Sender()), txnKey(LiveDevice, e.Type(), LiveEndTxn(e.ID()))).Row().Scan(&num)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	name := fmt.Sprintf("edit %d", num) // which is no media ID
+	if err := tx.Exec("INSERT INTO live_recordings (media_id, uploader, content_type, size, whole, scan, state, due_ms) VALUES (?, ?, '', 0, 0, '', ?, 0) ON CONFLICT DO NOTHING",
+		name, string(e.Sender()), LiveCancelled).Error; err != nil {
+		return err
+	}
+	return tx.Exec("INSERT INTO live_events (num, media_id) VALUES (?, ?) ON CONFLICT DO NOTHING", num, name).Error
 }
 
 // addLiveEvent notes a message with a live recording of its sender's. If that has ended or been taken back since the message was looked at, it is

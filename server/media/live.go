@@ -398,6 +398,8 @@ func (r *Repository) sameLive(ctx context.Context, mediaID string, at int64, con
 
 // appendEnded takes once more what is there already of a recording that has ended.
 func (r *Repository) appendEnded(ctx context.Context, user matrix.UserID, uri URI, a LiveAppend) (int64, error) {
+	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
+	defer cancel()
 	m, err := r.liveFile(ctx, uri)
 	if err != nil {
 		return 0, err

@@ -26,8 +26,6 @@ import (
 // whoever ends a recording calls it at once, and runLive sees to what was left by a process that died, and to recordings whose client has gone.
 
 const (
-	// liveDevice is the device that sends the edits and redactions, so that each is sent once.
-	liveDevice = "im.parley.voice.live"
 	// liveRetry is when something that went wrong is tried again.
 	liveRetry = 30 * time.Second
 	// liveBatch is how many recordings are looked after at a time.
@@ -386,7 +384,7 @@ func unlessNotFound(err error) error {
 // to show no trace of it.
 func (s *Service) redactLive(ctx context.Context, e *storage.Event, _ string) error {
 	_, err := s.Rooms.Redact(ctx, room.RedactRequest{
-		Room: e.RoomID(), Sender: e.Sender(), Event: e.ID(), Device: liveDevice, TxnID: "cancel " + string(e.ID()),
+		Room: e.RoomID(), Sender: e.Sender(), Event: e.ID(), Device: storage.LiveDevice, TxnID: "cancel " + string(e.ID()),
 		Content: encode(map[string]any{storage.LiveKey: struct{}{}}),
 	})
 	return err
@@ -423,7 +421,15 @@ func (s *Service) editLive(ctx context.Context, e *storage.Event, mediaID string
 		"msgtype": content["msgtype"], "body": encode("* " + body), "url": content["url"], "info": content["info"], "m.mentions": encode(struct{}{}),
 		"m.new_content": whole, "m.relates_to": encode(map[string]string{"rel_type": "m.replace", "event_id": string(e.ID())}),
 	}
-	_, err = s.Rooms.Send(ctx, room.SendRequest{Room: e.RoomID(), Sender: e.Sender(), Type: typeMessage, Content: encode(edit), Device: liveDevice, TxnID: "end " + string(e.ID())})
+	id, err := s.Rooms.Send(ctx, room.SendRequest{Room: e.RoomID(), Sender: e.Sender(), Type: typeMessage, Content: encode(edit), Device: storage.LiveDevice, TxnID: storage.LiveEndTxn(e.ID())})
+	if err != nil {
+		return err
+	}
+	if now, err := s.DB.Event(ctx, e.Num); err != nil || now.RedactedBy == "" {
+		return unlessNotFound(err)
+	}
+	// It was redacted while this was on its way.
+	_, err = s.Rooms.Redact(ctx, room.RedactRequest{Room: e.RoomID(), Sender: e.Sender(), Event: id, Device: storage.LiveDevice, TxnID: "cancel " + string(id)})
 	return err
 }
 
