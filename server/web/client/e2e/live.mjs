@@ -108,6 +108,24 @@ export async function liveVoice({ alice, bob, one, two, room, look }) {
         await bob.waitForSelector(".voice");
         if (await bob.locator(".voice.live").count()) throw new Error("after a reload it is live again");
     });
+    await step("an answer can be live, and is in the inbox meanwhile", async () => {
+        const before = await voices(two, room);
+        await bob.goto(`${two.client_url}/#/inbox`);
+        const question = alice.locator("article.message.theirs").last();
+        await question.hover();
+        await question.locator("[aria-label=Reply]").click();
+        await alice.waitForSelector(".about");
+        await press(alice);
+        await bob.waitForSelector(".cards .voice.live");
+        const { event_id: id } = await liveEvent(one, room);
+        await alice.mouse.up();
+        await bob.waitForSelector(".cards .voice.live", { state: "detached" });
+        await bob.waitForFunction(() => /0:[0-9]*[1-9]/.test([...document.querySelectorAll(".cards .voice-time")].at(-1).textContent));
+        await alice.waitForSelector(".about", { state: "detached" });
+        await bob.goto(roomAt(two));
+        await arrived(bob, two, room, before + 1);
+        await bob.waitForSelector(`[id="event-${id}"] .quotation`);
+    });
     await step("what is taken back vanishes, here and there", async () => {
         const { box } = await press(alice);
         await bob.waitForSelector(".voice.live");

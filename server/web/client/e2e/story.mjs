@@ -256,8 +256,13 @@ async function story() {
         await alice.keyboard.press("Enter");
         await alice.waitForTimeout(1000);
         await look(alice, "recording-locked");
-        await alice.click(".recorder .accent");
+        await alice.keyboard.press("Enter");
         await bob.waitForFunction(() => document.querySelectorAll(".voice").length === 2);
+        await alice.waitForSelector(".talk:focus");
+        await alice.keyboard.press("Enter");
+        await alice.waitForSelector(".recorder .accent:focus");
+        await alice.keyboard.press("Escape"); // discards it
+        await alice.waitForSelector("textarea");
     });
 
     const bobsTablet = await open(two.client_url, phone);

@@ -1,5 +1,5 @@
 import { useSignal } from "@preact/signals";
-import { useEffect, useRef } from "preact/hooks";
+import { useEffect, useLayoutEffect, useRef } from "preact/hooks";
 import type { Room } from "matrix-js-sdk";
 import { duration, t } from "../i18n";
 import { composing, relation } from "../matrix/composing";
@@ -23,6 +23,11 @@ interface Props {
 
 const recorder = new Recorder(); // one microphone for the whole page
 
+/** Takes the focus of what was pressed and has gone. The attribute autofocus does that only once in the life of a page. */
+function focused(element: HTMLElement | null): void {
+    element?.focus();
+}
+
 /** Hold to talk and let go to send; slide left to cancel, up to lock; a tap locks at once. */
 export function TalkButton({ room, onRecording, onProblem }: Props) {
     const state = useSignal<"idle" | "holding" | "locked">("idle");
@@ -40,6 +45,11 @@ export function TalkButton({ room, onRecording, onProblem }: Props) {
             if (state.value !== "idle") void cancel();
         };
     }, [room.roomId]);
+    const before = useRef(state.value);
+    useLayoutEffect(() => {
+        if (state.value === "idle" && before.current !== "idle") button.current?.focus(); // it was gone while the recording was locked
+        before.current = state.value;
+    }, [state.value]);
     const full = speaking.value?.full.value;
     useEffect(() => void (full && state.value !== "idle" && void finish()), [full]);
 
@@ -77,7 +87,6 @@ export function TalkButton({ room, onRecording, onProblem }: Props) {
         state.value = "idle";
         offset.value = { x: 0, y: 0 };
         onRecording(false);
-        button.current?.focus();
     }
 
     async function cancel(): Promise<void> {
@@ -152,7 +161,7 @@ export function TalkButton({ room, onRecording, onProblem }: Props) {
                 </button>
                 <Level />
                 <LiveState />
-                <button class="round accent" autofocus aria-label={t("voice.sendIt")} onClick={() => void finish()}>
+                <button class="round accent" ref={focused} aria-label={t("voice.sendIt")} onClick={() => void finish()}>
                     <Icon name="send" />
                 </button>
             </div>
