@@ -58,7 +58,7 @@ func (s *Service) joined(ctx context.Context, server matrix.ServerName, join *ma
 	})
 	entries := make([]stateEvent, 0, len(inState))
 	claimed := map[string]stateEvent{}
-	err = s.storeJudged(ctx, room, version, verdicts, func(e *storage.Event) {
+	err = storeJudged(verdicts, func(e *storage.Event) {
 		switch {
 		case e.Flags&storage.Rejected != 0:
 		case inState[e.ID()]:
@@ -66,7 +66,7 @@ func (s *Service) joined(ctx context.Context, server matrix.ServerName, join *ma
 		case e.Type() == matrix.TypeMember && slices.Contains(join.AuthEvents(), e.ID()):
 			claimed[stateKey(e.Event)] = stateEventOf(e)
 		}
-	})
+	}, func(fn func(u *update) error) error { return s.updateNew(ctx, room, version, fn) })
 	if err != nil {
 		return err
 	}

@@ -276,7 +276,7 @@ func (s *Service) fetchWanted(ctx context.Context, server matrix.ServerName, r *
 		delete(isWanted, e.ID()) // once
 		return !wanted
 	})
-	return s.storeOutliers(ctx, r.ID, r.Version, s.verifyEvents(ctx, events))
+	return s.storeOutliers(ctx, r, s.verifyEvents(ctx, events))
 }
 
 // notHere lists those of the events that we do not have at all.
@@ -320,7 +320,7 @@ func (s *Service) fetchAuth(ctx context.Context, server matrix.ServerName, r *Ro
 	raw, err := s.o.Remote.EventAuth(ctx, server, r.ID, e.ID())
 	if err == nil {
 		events := s.verifyEvents(ctx, s.onlyNew(ctx, chainOf(e, parseEvents(raw, r.Version, r.ID, maxAuthChain)), true))
-		if err := s.storeOutliers(ctx, r.ID, r.Version, events); err != nil {
+		if err := s.storeOutliers(ctx, r, events); err != nil {
 			return err
 		}
 		if missing, err = s.notHere(ctx, e.AuthEvents()); err != nil {
@@ -345,7 +345,7 @@ func (s *Service) fetchAuth(ctx context.Context, server matrix.ServerName, r *Ro
 		}
 		missing = slices.DeleteFunc(next, func(id matrix.EventID) bool { return asked[id] })
 	}
-	return s.storeOutliers(ctx, r.ID, r.Version, chain)
+	return s.storeOutliers(ctx, r, chain)
 }
 
 // chainOf picks the events of which e's auth chain is made: what else a server adds to it is not kept.
@@ -392,12 +392,12 @@ func (s *Service) onlyNew(ctx context.Context, events []*matrix.Event, alsoOutli
 const outlierBatch = 1000
 
 // storeOutliers judges verified events by their auth events and stores them, the rejected with that flag. Those whose auth events are not
-// all here or among them are left out.
-func (s *Service) storeOutliers(ctx context.Context, room matrix.RoomID, version *matrix.RoomVersion, events []*matrix.Event) error {
+// all here or among them are left out. M_NOT_FOUND if the room has been deleted meanwhile: it does not come back by this.
+func (s *Service) storeOutliers(ctx context.Context, r *Room, events []*matrix.Event) error {
 	if len(events) == 0 {
 		return nil
 	}
-	known, create, err := s.knownAuth(ctx, room, version, events)
+	known, create, err := s.knownAuth(ctx, r.ID, r.Version, events)
 	if err != nil {
 		return err
 	}
@@ -405,16 +405,17 @@ func (s *Service) storeOutliers(ctx context.Context, room matrix.RoomID, version
 		e := known[id]
 		return eventOf(e), e != nil && e.Flags&storage.Rejected != 0
 	})
-	return s.storeJudged(ctx, room, version, verdicts, nil)
+	return storeJudged(verdicts, nil, func(fn func(u *update) error) error { return s.update(ctx, r.ID, fn) })
 }
 
 // storeJudged stores those that could be judged, in writes of bounded size, and calls stored for each of them as it is in the database now, which
-// may be because it was there before. Events that are stored already are let be. stored may be nil; the verdicts are used up.
-func (s *Service) storeJudged(ctx context.Context, room matrix.RoomID, version *matrix.RoomVersion, verdicts []judged, stored func(*storage.Event)) error {
+// may be because it was there before. Events that are stored already are let be. stored may be nil; the verdicts are used up. write is an update of
+// the room.
+func storeJudged(verdicts []judged, stored func(*storage.Event), write func(fn func(u *update) error) error) error {
 	verdicts = slices.DeleteFunc(verdicts, func(j judged) bool { return errors.Is(j.err, errNoAuth) })
 	for chunk := range slices.Chunk(verdicts, outlierBatch) {
 		var all []*storage.Event
-		err := s.updateNew(ctx, room, version, func(u *update) (err error) {
+		err := write(func(u *update) (err error) {
 			all, err = u.appendOutliers(chunk)
 			return err
 		})

@@ -3,8 +3,10 @@ package room
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -442,4 +444,121 @@ func TestAPartialRoomOnEachDatabase(t *testing.T) {
 			t.Errorf("after a restart: partial %t, whole since %d, %d members, servers %v", snap.PartialState, snap.WholePos, snap.JoinedCount, snap.Servers)
 		}
 	})
+}
+
+// Between any two writes on the way to a whole state the process may be gone. What was judged again by then is judged once more.
+func TestAReplayThatIsCutOffBeginsAnew(t *testing.T) {
+	storagetest.Each(t, func(t *testing.T, _ *storage.DB) {
+		onPostgres, step := strings.HasSuffix(t.Name(), "/postgres"), 1
+		if onPostgres {
+			step = 3 // its databases take their time
+		}
+		for cut := 1; ; cut += step {
+			w := newPartialWorld(t, "11", 5)
+			if onPostgres {
+				w.on(storagetest.NewPostgreSQL(t))
+			}
+			w.hold("one")
+			w.two.join(w.room, "@bob:two", "one")
+			w.one.get("two", w.two.snap(w.room).Tip...)
+			for i := range 4 {
+				w.give(w.one.say(w.room, w.one.user(fmt.Sprintf("m%d", i)), fmt.Sprint("hello ", i)))
+				w.give(w.one.comeIn(w.room, w.one.user(fmt.Sprintf("late%d", i))))
+			}
+			// The partial server takes this for a kick of nobody, or by somebody without power, as it knows neither.
+			w.give(w.one.set(w.room, "@alice:one", matrix.TypeMember, "@m3:one", `{"membership":"ban"}`))
+			w.give(w.one.set(w.room, "@m1:one", matrix.TypeMember, "@m1:one", `{"membership":"leave"}`))
+			w.two.replayBatch = 3
+			q, writes := &w.two.foreign.partial, 0
+			stop := w.two.o.DB.Listen(func(storage.Commit) {
+				if writes++; writes == cut {
+					q.stop()
+				}
+			})
+			w.open("one")
+			w.two.finish()
+			stop()
+			whole := !w.two.snap(w.room).PartialState
+			w.on(w.two.o.DB) // another process
+			if err := w.two.ResumePartial(context.Background()); err != nil {
+				t.Fatal(err)
+			}
+			w.two.finish()
+			if diff := cmp.Diff(w.one.wholeState(w.room), w.two.wholeState(w.room)); diff != "" {
+				t.Fatalf("cut off after write %d: %s", cut, diff)
+			}
+			if diff := cmp.Diff([]string{"hello 0", "hello 1", "hello 2", "hello 3"}, w.two.timeline(w.room)); diff != "" {
+				t.Fatalf("cut off after write %d: %s", cut, diff)
+			}
+			snap, want := w.two.snap(w.room), w.one.snap(w.room)
+			if snap.PartialState || snap.JoinedCount != want.JoinedCount || snap.Servers["one"] != want.Servers["one"] {
+				t.Fatalf("cut off after write %d: partial %t, %d members of %d, servers %v", cut, snap.PartialState, snap.JoinedCount, want.JoinedCount, snap.Servers)
+			}
+			if whole {
+				if cut < 5 {
+					t.Errorf("whole after %d writes: this test is not worth much", cut)
+				}
+				return
+			}
+		}
+	})
+}
+
+// The history of a room is purged only once its state is whole: what is needed to judge it again must not go. A whole room may go at any time.
+func TestAPurgeOfHistoryWaitsUntilAPartialRoomIsWhole(t *testing.T) {
+	ctx := context.Background()
+	w := newPartialWorld(t, "11", 3)
+	w.hold("one")
+	w.two.join(w.room, "@bob:two", "one")
+	w.one.get("two", w.two.snap(w.room).Tip...)
+	w.give(w.one.say(w.room, "@m0:one", "old"))
+	last := w.one.say(w.room, "@m1:one", "new")
+	w.give(last)
+	id, err := w.two.PurgeHistory(ctx, HistoryPurge{Room: w.room, Event: last.ID()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.two.purge()
+	if job, err := w.two.o.DB.PurgeJobByID(ctx, id); err != nil || job.Status == storage.PurgeDone || job.Status == storage.PurgeFailed {
+		t.Errorf("while partial: %+v, %v", job, err)
+	}
+	w.open("one")
+	w.two.finish()
+	w.mu.Lock()
+	w.now = w.now.Add(2 * purgeClaim)
+	w.mu.Unlock()
+	w.two.purge()
+	if job, err := w.two.o.DB.PurgeJobByID(ctx, id); err != nil || job.Status != storage.PurgeDone {
+		t.Errorf("when whole: %+v, %v", job, err)
+	}
+	if diff := cmp.Diff([]string{"new"}, w.two.timeline(w.room)); diff != "" {
+		t.Error(diff)
+	}
+	if diff := cmp.Diff(w.one.wholeState(w.room), w.two.wholeState(w.room)); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestAPartialRoomCanBeDeleted(t *testing.T) {
+	ctx := context.Background()
+	w := newPartialWorld(t, "11", 3)
+	w.hold("one")
+	w.two.join(w.room, "@bob:two", "one")
+	w.one.get("two", w.two.snap(w.room).Tip...)
+	w.give(w.one.say(w.room, "@m0:one", "hello"))
+	if _, err := w.two.PurgeRoom(ctx, RoomPurge{Room: w.room, Forced: true}); err != nil {
+		t.Fatal(err)
+	}
+	w.two.purge()
+	w.open("one") // and the work on its members ends
+	w.two.finish()
+	if _, err := w.two.Room(ctx, w.room); !errors.Is(err, errNoRoom) {
+		t.Errorf("the room: %v", err)
+	}
+	for _, table := range []string{"rooms", "events", "memberships", "state_nodes", "room_states", "partial_rooms", "partial_servers", "partial_events", "inbound_events"} {
+		var n int
+		if err := w.two.o.DB.Read(ctx).Raw("SELECT count(*) FROM " + table).Row().Scan(&n); err != nil || n > 0 {
+			t.Errorf("%d rows in %s, %v", n, table, err)
+		}
+	}
 }

@@ -64,7 +64,7 @@ func (s *Service) stateAfterPurged(ctx context.Context, server matrix.ServerName
 	}
 	ids := answer.PDUIDs
 	if at[0].IsState() {
-		if err := s.storeOutliers(ctx, r.ID, r.Version, at); err != nil {
+		if err := s.storeOutliers(ctx, r, at); err != nil {
 			return nil, err
 		}
 		ids = append(slices.Clone(ids), id) // the last of a key counts

@@ -9,8 +9,8 @@ import (
 	"parley.im/parley/storage"
 )
 
-// replayBatch is how many events one write of a replay judges again.
-const replayBatch = 200
+// defaultReplayBatch is how many events one write of a replay judges again.
+const defaultReplayBatch = 200
 
 // replayed is how far what happened in a partial room has been gone through again: the room as it would be at that point, had its state
 // been whole from the start. It does not change; each step makes a new one.
@@ -47,12 +47,13 @@ func (s *Service) replay(ctx context.Context, r *Room, p *partialRoom, join *sto
 // replayStep goes on from where done stands, to the end if that is near.
 func (u *update) replayStep(done replayed, join *storage.Event, before storage.StateRoot) (replayed, bool, error) {
 	u.whole = true
-	waiting, err := u.s.o.DB.PartialEvents(u.ctx, u.room.Num, done.at, replayBatch+1)
+	batch := u.s.replayBatch
+	waiting, err := u.s.o.DB.PartialEvents(u.ctx, u.room.Num, done.at, batch+1)
 	if err != nil {
 		return done, false, err
 	}
-	last := len(waiting) <= replayBatch
-	waiting = waiting[:min(len(waiting), replayBatch)]
+	last := len(waiting) <= batch
+	waiting = waiting[:min(len(waiting), batch)]
 	change := &u.add.Partial
 	change.From = done.pos + 1
 	if !done.begun {

@@ -116,7 +116,9 @@ type Service struct {
 
 	purges     chan struct{} // has something if a purge was asked for
 	purgeBatch int           // how many events one step of a purge takes
-	atBoundary func() error  // for tests: called between two steps of a purge; may be nil
+	// replayBatch is how many events one write of a replay judges again.
+	replayBatch int
+	atBoundary  func() error // for tests: called between two steps of a purge; may be nil
 
 	stopListening func()
 	elsewhere     atomic.Int64 // the stream position at which it was last noticed that another process has written
@@ -146,7 +148,7 @@ func New(o Options) *Service {
 	if o.Config.Retention.Interval <= 0 {
 		o.Config.Retention.Interval = d.Retention.Interval
 	}
-	s := &Service{o: o, rooms: map[matrix.RoomID]*Room{}, purges: make(chan struct{}, 1), purgeBatch: defaultPurgeBatch}
+	s := &Service{o: o, rooms: map[matrix.RoomID]*Room{}, purges: make(chan struct{}, 1), purgeBatch: defaultPurgeBatch, replayBatch: defaultReplayBatch}
 	s.users.rooms = map[matrix.UserID][]storage.Membership{}
 	s.index.wake = make(chan struct{}, 1)
 	stopHearing, stopIndexing := o.DB.Listen(s.hear), o.DB.Listen(s.index.hear)
