@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/http/pprof"
 	"os"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"time"
@@ -134,6 +135,7 @@ func (h *house) serve(ctx context.Context, ready func()) error {
 	}
 	if err == nil {
 		ready()
+		debug.FreeOSMemory() // what the start needed, an idle server does not
 		<-groupCtx.Done()
 		h.log.Info("stopping")
 	}
