@@ -95,6 +95,9 @@ func (s *Service) receiveInto(ctx context.Context, origin matrix.ServerName, roo
 	verdicts, refusals := make([]error, len(good)), make([]error, len(good))
 	if err == nil && len(good) > 0 {
 		err = s.update(ctx, room, func(u *update) (err error) {
+			if err := u.foresee(good); err != nil {
+				return err
+			}
 			for i, e := range good {
 				_, verdicts[i], refusals[i] = u.accept(e, arrival{})
 				if refusals[i] != nil && !errors.Is(refusals[i], errGap) && !errors.Is(refusals[i], errNoAuth) {
@@ -130,12 +133,13 @@ func (s *Service) sortOut(ctx context.Context, origin matrix.ServerName, room ma
 	if err != nil {
 		return nil, events, err
 	}
+	here, err := s.whatIsHere(ctx, events...)
+	if err != nil {
+		return nil, events, err
+	}
 	coming := map[matrix.EventID]bool{}
 	for _, e := range byPrev(events) {
-		missing, err := s.unknownPrevs(ctx, e)
-		if err != nil {
-			return nil, events, err
-		}
+		missing := unknownAmong(here, e)
 		if slices.ContainsFunc(missing, func(id matrix.EventID) bool { return !coming[id] }) {
 			late = append(late, e)
 			continue
@@ -273,24 +277,41 @@ func (s *Service) takeLate(ctx context.Context, origin matrix.ServerName, r *Roo
 
 // unknownPrevs lists the prev_events that are not in the graph here; nil if the event itself is.
 func (s *Service) unknownPrevs(ctx context.Context, e *matrix.Event) ([]matrix.EventID, error) {
-	here, err := s.o.DB.EventsByID(ctx, append(slices.Clone(e.PrevEvents()), e.ID()))
+	here, err := s.whatIsHere(ctx, e)
+	return unknownAmong(here, e), err
+}
+
+// whatIsHere tells which of some events and their prev_events are here, other than as outliers.
+func (s *Service) whatIsHere(ctx context.Context, events ...*matrix.Event) (map[matrix.EventID]bool, error) {
+	asked := map[matrix.EventID]bool{}
+	for _, e := range events {
+		asked[e.ID()] = true
+		for _, id := range e.PrevEvents() {
+			asked[id] = true
+		}
+	}
+	found, err := s.o.DB.EventsByID(ctx, slices.Collect(maps.Keys(asked)))
 	if err != nil {
 		return nil, err
 	}
-	known := make(map[matrix.EventID]bool, len(here))
-	for _, p := range here {
-		known[p.ID()] = p.Flags&storage.Outlier == 0
+	here := make(map[matrix.EventID]bool, len(found))
+	for _, e := range found {
+		here[e.ID()] = e.Flags&storage.Outlier == 0
 	}
-	if known[e.ID()] {
-		return nil, nil
+	return here, nil
+}
+
+// unknownAmong is unknownPrevs for what whatIsHere has told.
+func unknownAmong(here map[matrix.EventID]bool, e *matrix.Event) (missing []matrix.EventID) {
+	if here[e.ID()] {
+		return nil
 	}
-	var missing []matrix.EventID
 	for _, id := range e.PrevEvents() {
-		if !known[id] && !slices.Contains(missing, id) {
+		if !here[id] && !slices.Contains(missing, id) {
 			missing = append(missing, id)
 		}
 	}
-	return missing, nil
+	return missing
 }
 
 // arrival says how an event comes to us.

@@ -109,6 +109,8 @@ type update struct {
 	// resetWindow has the recent past read from the database again: it is not what it was.
 	resetWindow bool
 	built       builtEvent
+	// absent are events that were found not to be stored, which nobody else changes: see foresee.
+	absent map[matrix.EventID]bool
 }
 
 // builtEvent is the newest event that build made, with the state that it looked up for it: enough to authorize the event.
@@ -238,7 +240,7 @@ func (u *update) known(id matrix.EventID) (*storage.Event, error) {
 	if e := u.fresh.byID(id); e != nil {
 		return e, nil
 	}
-	if !u.snap.stored && u.room.Version.RoomIDIsCreateID {
+	if !u.snap.stored && u.room.Version.RoomIDIsCreateID || u.absent[id] {
 		return nil, nil
 	}
 	e, err := u.s.o.DB.EventByID(u.ctx, id)
@@ -249,6 +251,30 @@ func (u *update) known(id matrix.EventID) (*storage.Event, error) {
 		err = fmt.Errorf("event %s belongs to another room", id)
 	}
 	return e, err
+}
+
+// foresee looks with one query for events that are about to be added, so that known need not ask for each of them. What is not here is not
+// here until this update has been written: an event of a room is only added by who has the room to itself, or by another process, and then
+// this update fails and is made anew.
+func (u *update) foresee(events []*matrix.Event) error {
+	ids := make([]matrix.EventID, len(events))
+	for i, e := range events {
+		ids[i] = e.ID()
+	}
+	found, err := u.s.o.DB.EventsByID(u.ctx, ids)
+	if err != nil {
+		return err
+	}
+	absent := make(map[matrix.EventID]bool, len(ids))
+	maps.Copy(absent, u.absent)
+	for _, id := range ids {
+		absent[id] = true
+	}
+	for _, e := range found {
+		delete(absent, e.ID())
+	}
+	u.absent = absent
+	return nil
 }
 
 // advance makes e part of the tip and moves the current state on.
