@@ -38,8 +38,11 @@ func DefaultLiveConfig() LiveConfig {
 
 // Validate finds values that cannot be.
 func (c LiveConfig) Validate() error {
-	if c.Enabled && (c.Idle < time.Second || c.PerUser <= 0 || c.MaxReaders <= 0 || c.RemoteLongest <= 0) {
-		return errors.New("idle must be a second at least, per_user, max_readers and remote_longest above 0")
+	if c.Enabled && (c.Idle < time.Second || c.PerUser <= 0 || c.MaxReaders <= 0) {
+		return errors.New("idle must be a second at least, per_user and max_readers above 0")
+	}
+	if c.RemoteLongest <= 0 {
+		return errors.New("remote_longest must be above 0")
 	}
 	return nil
 }

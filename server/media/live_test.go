@@ -136,6 +136,8 @@ func TestLiveRecordingIsServedAsItCanBe(t *testing.T) {
 			return w.OpenLink(t.Context(), uri, query)
 		},
 	}
+	_, err := w.Thumbnail(t.Context(), Request{URI: uri, Wait: time.Millisecond}, ThumbnailSize{Width: 32, Height: 32})
+	wantCode(t, err, 504, "M_NOT_YET_UPLOADED")
 	answers := make(chan []byte)
 	for _, open := range asked {
 		f, err := open()

@@ -56,7 +56,16 @@ func (r *Repository) Open(ctx context.Context, req Request) (*File, error) {
 func (r *Repository) complete(ctx context.Context, req Request) (storage.Media, error) {
 	m, fetch, err := r.find(ctx, req)
 	if err == nil && fetch == nil && m.Hash.IsZero() {
-		return r.liveFile(ctx, req.URI)
+		if req.Container == "" { // as for an upload; a rendition is worth waiting for until the end
+			var cancel func()
+			ctx, cancel = context.WithTimeout(ctx, min(max(req.Wait, time.Second), r.Config.MaxWait))
+			defer cancel()
+		}
+		m, err := r.liveFile(ctx, req.URI)
+		if errors.Is(err, context.DeadlineExceeded) {
+			err = matrix.NotYetUploaded("the recording has not ended yet")
+		}
+		return m, err
 	}
 	if fetch == nil || err != nil {
 		return m, err
