@@ -99,5 +99,13 @@ func (s *Service) placeOfPos(ctx context.Context, room matrix.RoomID, pos int64)
 			at = p
 		}
 	}
-	return at, nil
+	if at != firstPlace {
+		return at, nil
+	}
+	// Nothing came to us before that position, as where we came into the room: what lies behind it is the history before what came next.
+	next, err := s.o.DB.EventsFromStream(ctx, r.Num, pos, math.MaxInt64, 1)
+	if err != nil || len(next) == 0 {
+		return at, err
+	}
+	return before(next[0]), nil
 }

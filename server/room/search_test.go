@@ -396,3 +396,43 @@ func TestBackfilledMessagesAreFoundInTheirPlace(t *testing.T) {
 	}
 	wantFound(t, two.Service, "@bob:two", "word", old.ID(), fresh.ID())
 }
+
+// TestHistoryFromBeforeTheFirstTimelineIsFound goes on backwards from where /sync begins in a room that was entered through another server.
+func TestHistoryFromBeforeTheFirstTimelineIsFound(t *testing.T) {
+	w := newWorld(t, "one", "two")
+	one, two := w.at("one"), w.at("two")
+	room := one.newRoom("@alice:one", "11", "public")
+	want := []matrix.EventID{}
+	for i := range 15 {
+		want = append(want, one.say(room, "@alice:one", fmt.Sprint("before ", i)).ID())
+	}
+	slices.Reverse(want)
+	two.join(room, "@bob:two", "one")
+	timeline, err := two.Timeline(t.Context(), room, 0, 1<<60, 10)
+	if err != nil || len(timeline.Events) != 1 {
+		t.Fatalf("got %d events and %v, want the join", len(timeline.Events), err)
+	}
+	got := []matrix.EventID{}
+	for from := fmt.Sprintf("s%d", timeline.Events[0].Pos-1); from != ""; {
+		page, err := two.Messages(t.Context(), room, Reader{User: "@bob:two"}, MessagesRequest{From: from, Limit: 4})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, raw := range page.Chunk {
+			var e struct {
+				ID   matrix.EventID `json:"event_id"`
+				Type string         `json:"type"`
+			}
+			if err := json.Unmarshal(raw, &e); err != nil {
+				t.Fatal(err)
+			}
+			if e.Type == matrix.TypeMessage {
+				got = append(got, e.ID)
+			}
+		}
+		from = page.End
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %d messages %v, want %v", len(got), got, want)
+	}
+}

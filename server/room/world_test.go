@@ -78,7 +78,7 @@ func TestServersOnPostgreSQL(t *testing.T) {
 		"join": TestJoinThroughAnotherServerGivesTheSameState, "gap": TestAGapIsFilledWithMissingEventsAlone, "long gap": TestAGapTooLongIsBridgedByTheStateAtItsEnd,
 		"fork": TestForksConverge, "soft failure": TestAnEventThatOnlyThePastAllowsIsSoftFailed,
 		"restart": TestWaitingEventsAreTakenUpAfterARestart, "backfill": TestHistoryIsFetchedWhenItIsRead, "times": TestTimestampToEventAsksOthersAcrossAGap,
-		"search": TestBackfilledMessagesAreFoundInTheirPlace, "invite": TestInviteReachesTheOtherServerAndLetsItsUserIn,
+		"search": TestBackfilledMessagesAreFoundInTheirPlace, "first timeline": TestHistoryFromBeforeTheFirstTimelineIsFound, "invite": TestInviteReachesTheOtherServerAndLetsItsUserIn,
 		"knock":  TestKnockThroughAnotherServer,
 		"return": TestAServerThatLeftComesBackToTheNewState, "two joins": TestTwoUsersJoinAnUnknownRoomAtOnce,
 		"partial": TestAPartialRoomIsThereAtOnceAndWholeInTheEnd, "partial, killed": TestAPartialRoomGoesOnAfterAKill, "partial, judged again": TestWhatThePartialStateCouldNotTellIsJudgedAgain,
