@@ -23,6 +23,7 @@ import (
 //  3. It is found out which of the latter are still in a state that can be asked for, or in an auth chain, and which nodes of states.
 //  4. The others go. Whoever refers to one of them meanwhile takes it back: see [update.rescue].
 //  5. So do the nodes.
+//  6. Files that nothing names any more are deleted, and the space is given back. That it is owed is noted from the beginning on.
 //
 // Each step goes through [Service.update]: it is not taken if something else is written to the room meanwhile, also by another process, and
 // what is being built upon the events that it takes is built again.

@@ -144,6 +144,8 @@ func (a *mautrixRoom) knownVerdict(e *matrix.Event, ours, theirs error) bool {
 		return ours != nil && strings.Contains(ours.Error(), "to change that of") // removedUser
 	case ours == nil && errors.Is(theirs, eventauth.ErrThirdPartyInviteNotSigned):
 		return true // thirdPartyInvite
+	case ours == nil && e.Membership() == matrix.Join && len(e.AuthEvents()) > 1 && len(e.PrevEvents()) == 1 && e.PrevEvents()[0] == a.create.ID():
+		return true // firstJoin
 	}
 	return ours == nil && e.Is(matrix.TypePowerLevels, "") && !a.room.version.NotificationsPowers && // notificationsRule
 		errors.Is(theirs, eventauth.ErrInvalidPowerChange) && strings.Contains(theirs.Error(), "notifications.")
@@ -163,6 +165,10 @@ func TestFaultsOfMautrix(t *testing.T) {
 		// notifications. mautrix looks at them in all versions.
 		"notificationsRule": {"3", []event{{"@alice:a.example", matrix.TypePowerLevels, "", `{"users":{"@alice:a.example":60}}`}},
 			event{"@alice:a.example", matrix.TypePowerLevels, "", `{"users":{"@alice:a.example":60},"notifications":{"room":61}}`}, true, eventauth.ErrInvalidPowerChange},
+		// rooms/v11/#authorisation-rules 4.3.1: "If the only previous event is an m.room.create and the state_key is the sender of
+		// the m.room.create, allow." mautrix wants no other auth events besides.
+		"firstJoin": {"11", []event{{"@alice:a.example", matrix.TypePowerLevels, "", `{}`}},
+			event{"@alice:a.example", matrix.TypeMember, "@alice:a.example", `{"membership":"join"}`}, true, eventauth.ErrCantJoinWithoutInvite},
 		// rooms/v3/#authorisation-rules 4.2: "If sender's domain doesn't matches state_key, reject."
 		"aliasesRule": {"3", nil, event{"@alice:a.example", matrix.TypeAliases, "b.example", `{}`}, false, nil},
 		// rooms/v11/#authorisation-rules 9.8: users that are removed are as those that are changed. mautrix reads the level
@@ -177,9 +183,9 @@ func TestFaultsOfMautrix(t *testing.T) {
 		m := newRoom(t, matrix.LookupRoomVersion(c.version), 1)
 		a := newMautrix(m)
 		m.id = "!room:a.example"
-		state := []*matrix.Event{
-			m.make(event{"@alice:a.example", matrix.TypeCreate, "", `{"creator":"@alice:a.example"}`}),
-			m.make(event{"@alice:a.example", matrix.TypeMember, "@alice:a.example", `{"membership":"join"}`}),
+		state := []*matrix.Event{m.make(event{"@alice:a.example", matrix.TypeCreate, "", `{"creator":"@alice:a.example"}`})}
+		if name != "firstJoin" {
+			state = append(state, m.make(event{"@alice:a.example", matrix.TypeMember, "@alice:a.example", `{"membership":"join"}`}))
 		}
 		auth := []*pdu.PDU{}
 		for _, s := range c.state {
@@ -189,6 +195,10 @@ func TestFaultsOfMautrix(t *testing.T) {
 			auth = append(auth, a.pdu(e))
 		}
 		e := m.make(c.event)
+		if name == "firstJoin" {
+			e = m.build(&matrix.Builder{RoomID: m.id, Sender: c.event.sender, Type: c.event.typ, StateKey: &c.event.key, Content: []byte(c.event.contents),
+				PrevEvents: []matrix.EventID{state[0].ID()}, AuthEvents: []matrix.EventID{state[0].ID(), state[1].ID()}})
+		}
 		if ours := matrix.Authorize(e, matrix.Lookup(state)); (ours == nil) != c.ours {
 			t.Errorf("%s: we are wrong: %v", name, ours)
 		}
