@@ -72,9 +72,8 @@ type live struct {
 
 	// Guarded by Repository.mu.
 	row      storage.LiveRecording // as last seen
-	gone     bool                  // there is no row any more, and no file
 	looked   time.Time             // when the row was last read
-	changed  chan struct{}         // closed, and replaced, when row or gone has changed
+	changed  chan struct{}         // closed, and replaced, when row has changed
 	window   []byte                // the latest bytes that may be read; they end at row.Whole
 	users    int                   // those who hold this; it is forgotten with the last one
 	readers  int
