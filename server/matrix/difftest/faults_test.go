@@ -108,6 +108,9 @@ func TestFaultsOfGomatrixserverlibInVerdicts(t *testing.T) {
 			event{"@alice:a.example", matrix.TypePowerLevels, "", `{"users_default":50}`}, false},
 		"levelAddedWithItsDefault": {"11", []event{alice, {"@alice:a.example", matrix.TypePowerLevels, "", `{"state_default":0}`}},
 			event{"@alice:a.example", matrix.TypePowerLevels, "", `{"state_default":0,"kick":50}`}, false},
+		// Likewise 9.5.1 for one that is removed: "If the current value is higher than the sender's current power level, reject."
+		"levelRemovedFromItsDefault": {"11", []event{alice, {"@alice:a.example", matrix.TypePowerLevels, "", `{"state_default":0,"ban":50}`}},
+			event{"@alice:a.example", matrix.TypePowerLevels, "", `{"state_default":0}`}, false},
 		// 9.9, "For each entry being added to, or changed in, the users property", likewise.
 		"addedUserWithTheDefault": {"11", []event{alice, {"@alice:a.example", matrix.TypePowerLevels, "", `{"users_default":99,"users":{"@alice:a.example":50}}`}},
 			event{"@alice:a.example", matrix.TypePowerLevels, "", `{"users_default":99,"users":{"@alice:a.example":50,"@bob:b.example":99}}`}, false},

@@ -127,8 +127,8 @@ func (g *gmslRoom) knownVerdict(e *matrix.Event, state matrix.StateLookup, ours,
 	case ours != nil && theirs == nil && e.Type() == matrix.TypeMember && joinRule == matrix.JoinRuleKnockRestricted && !g.version.KnockRestricted:
 		return true // knockRestrictedBeforeItsTime
 	case ours != nil && theirs == nil && e.Is(matrix.TypePowerLevels, ""):
-		// usersDefaultAboveOneself, levelAddedWithItsDefault, removedUserWhoKeepsTheLevel, addedUserWithTheDefault
-		return strings.Contains(ours.Error(), "has not the power to set") || strings.Contains(ours.Error(), "to change that of") ||
+		// usersDefaultAboveOneself, levelAddedWithItsDefault, removedUserWhoKeepsTheLevel, addedUserWithTheDefault, levelRemovedFromItsDefault
+		return removesDefault(e, state, ours) || strings.Contains(ours.Error(), "has not the power to set") || strings.Contains(ours.Error(), "to change that of") ||
 			strings.Contains(ours.Error(), "has not the power to give")
 	case ours != nil && theirs == nil && e.Type() == matrix.TypeMember && e.ContentMember("third_party_invite") != nil:
 		// thirdPartyInviteOfAnother, thirdPartyInviteWithMore, thirdPartyInviteOfTheBanned
@@ -144,6 +144,17 @@ func (g *gmslRoom) knownVerdict(e *matrix.Event, state matrix.StateLookup, ours,
 			if strings.Contains(theirs.Error(), what) {
 				return true // levelsThatAreNotThere
 			}
+		}
+	}
+	return false
+}
+
+// removesDefault tells whether what is refused is that a level is taken away that was what it is without being named.
+func removesDefault(e *matrix.Event, state matrix.StateLookup, refusal error) bool {
+	old := state(matrix.TypePowerLevels, "")
+	for name, fallback := range map[string]string{"ban": "50", "kick": "50", "redact": "50", "state_default": "50", "invite": "0", "events_default": "0", "users_default": "0"} {
+		if strings.HasSuffix(refusal.Error(), " to change "+name) {
+			return old != nil && string(old.ContentMember(name)) == fallback && e.ContentMember(name) == nil
 		}
 	}
 	return false
