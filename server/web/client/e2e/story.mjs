@@ -115,6 +115,7 @@ async function busy() {
         throw new Error(`${key} does not lead to ${until}`);
     };
     await step("by keyboard alone: sign in, open a conversation, write, act on a message", async () => {
+        await carol.waitForSelector("input[name=user]:focus");
         await carol.keyboard.type("carol");
         await carol.keyboard.press("Tab");
         await carol.keyboard.type(password);
