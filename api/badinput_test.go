@@ -20,7 +20,8 @@ var samples = strings.NewReplacer(
 
 // bodiless are routes that take a body, by their method, but read none, or read one that is not JSON.
 func bodiless(r route) bool {
-	for _, suffix := range []string{"/logout", "/logout/all", "/upload", "/upload/{serverName}/{mediaId}", "/live/{serverName}/{mediaId}"} {
+	for _, suffix := range []string{"/logout", "/logout/all", "/upload", "/upload/{serverName}/{mediaId}", "/live/{serverName}/{mediaId}",
+		"/fallback/web"} {
 		if strings.HasSuffix(r.path, suffix) && !strings.Contains(r.path, "/keys/") && !strings.Contains(r.path, "/device_signing/") &&
 			!strings.Contains(r.path, "/signatures/") {
 			return true

@@ -15,6 +15,10 @@ type Config struct {
 	// SupportPage is the URL of a page that helps the users of this server.
 	SupportPage string `mapstructure:"support_page" yaml:"support_page"`
 
+	// SSOClients are the addresses of web clients, such as https://app.element.io/, to which somebody who has signed in with the company
+	// account is led back without being asked whether they know the client. The built-in web client always is one.
+	SSOClients []string `mapstructure:"sso_clients" yaml:"sso_clients"`
+
 	// TrustedProxies are the addresses or networks (CIDR) whose X-Forwarded-For is believed.
 	TrustedProxies []string `mapstructure:"trusted_proxies" yaml:"trusted_proxies"`
 	// QueryTokens accepts access tokens in the query string (?access_token=), as older clients send them. They end up in

@@ -86,8 +86,12 @@ func (a *api) capabilities(c *call) error {
 	for _, v := range matrix.RoomVersions() {
 		available[v.ID] = "stable"
 	}
+	password, err := a.Users.CanChangePassword(c.ctx(), c.userID())
+	if err != nil {
+		return err
+	}
 	answer := map[string]any{
-		"m.change_password":          flag{true},
+		"m.change_password":          flag{password},
 		"m.set_displayname":          flag{true},
 		"m.set_avatar_url":           flag{true},
 		"m.profile_fields":           flag{true},

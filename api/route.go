@@ -51,6 +51,7 @@ func (a *api) routes() []route {
 	for _, module := range [][]route{
 		a.discoveryRoutes(),
 		a.sessionRoutes(),
+		a.ssoRoutes(),
 		a.registerRoutes(),
 		a.accountRoutes(),
 		a.deviceRoutes(),

@@ -32,7 +32,9 @@ type world struct {
 	users   *user.Users
 }
 
-func newWorld(t testing.TB, cfg Config) *world {
+func newWorld(t testing.TB, cfg Config) *world { return newWorldWith(t, cfg, func(*user.Config) {}) }
+
+func newWorldWith(t testing.TB, cfg Config, change func(*user.Config)) *world {
 	t.Helper()
 	const name = matrix.ServerName("test")
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
@@ -47,6 +49,7 @@ func newWorld(t testing.TB, cfg Config) *world {
 	}
 	userConfig := user.DefaultConfig().CheapPasswords()
 	userConfig.Registration, userConfig.RegistrationSharedSecret = "open", "shared"
+	change(&userConfig)
 	users := user.New(user.Options{Config: userConfig, ServerName: name, DB: db, Log: log})
 	rooms := room.New(room.Options{
 		Config: room.DefaultConfig(), ServerName: name, DB: db, Key: key, Log: log,

@@ -101,7 +101,8 @@ func build(ctx context.Context, cfg *Config, log *slog.Logger) (h *house, err er
 	h.closers = append(h.closers, func() error { h.client.Close(); return nil })
 	outside := federation.NewGuardedClient(guard, nil, 30*time.Second)
 
-	h.users = user.New(user.Options{Config: cfg.Users, ServerName: server, DB: h.db, Remote: h.client, Log: log})
+	h.users = user.New(user.Options{Config: cfg.Users, ServerName: server, DB: h.db, Remote: h.client, Log: log,
+		SSO: ssoClient(cfg.Users.SSO, outside)})
 	h.keys = keys.New(keys.Options{Config: cfg.Keys, ServerName: server, DB: h.db, Remote: h.client, Log: log})
 	h.push = push.New(push.Options{Config: cfg.Push, DB: h.db, Client: outside, Log: log})
 	h.media = media.New(media.Options{Config: cfg.Media, Live: cfg.Voice.Live, Server: server, DB: h.db, Blobs: blobs, Remote: h.client, PreviewClient: outside, Log: log})

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"time"
 
+	"parley.im/parley/api"
 	"parley.im/parley/federation"
 	"parley.im/parley/server/matrix"
 	"parley.im/parley/storage"
@@ -44,7 +45,7 @@ func commandCheck(ctx context.Context, args []string, out io.Writer) error {
 	flags := flag.NewFlagSet("check", flag.ContinueOnError)
 	flags.Usage = func() { fmt.Fprint(flags.Output(), checkUsage); flags.PrintDefaults() }
 	path := configFlag(flags)
-	remote := flags.Bool("remote", false, "also look at the database, and at this server from outside: DNS, certificate, signing keys")
+	remote := flags.Bool("remote", false, "also look at the database, the sign-in providers, and at this server from outside: DNS, certificate, signing keys")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -64,6 +65,7 @@ func commandCheck(ctx context.Context, args []string, out io.Writer) error {
 	c.local(cfg)
 	if *remote {
 		c.database(ctx, cfg.Database)
+		c.providers(ctx, cfg)
 		c.remote(ctx, cfg)
 	}
 	if c.failed > 0 {
@@ -108,6 +110,22 @@ func (c *checker) database(ctx context.Context, cfg storage.Config) {
 	defer cancel()
 	found, err := storage.Probe(ctx, cfg)
 	c.report("database", found, err)
+}
+
+// providers asks those where people sign in, and says what has to be registered there.
+func (c *checker) providers(ctx context.Context, cfg *Config) {
+	if len(cfg.Users.SSO.Providers) == 0 {
+		return
+	}
+	guard, err := federation.NewGuard(cfg.Outgoing.AllowPrivateAddresses, cfg.Outgoing.AllowAddresses)
+	if err != nil {
+		c.report("outgoing.allow_addresses", "", err)
+		return
+	}
+	client := ssoClient(cfg.Users.SSO, federation.NewGuardedClient(guard, nil, 15*time.Second))
+	for _, p := range cfg.Users.SSO.Providers {
+		c.report("sign-in with "+p.Name, p.Issuer+" answers; the redirect URI to register there is "+api.SSOCallback(cfg.ClientAPI), p.Check(ctx, client))
+	}
 }
 
 // remote looks at this server as others see it.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/url"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -167,6 +168,20 @@ func (c *Config) complete() error {
 	}
 	if c.Log.Format != "text" && c.Log.Format != "json" {
 		return fmt.Errorf("log.format: %q is not text or json", c.Log.Format)
+	}
+	if err := c.Users.SSO.Validate(); err != nil {
+		return fmt.Errorf("users.%w", err)
+	}
+	if len(c.Users.SSO.Providers) > 0 && c.ClientAPI.PublicURL == "" {
+		return errors.New("users.sso needs client_api.public_url: providers lead people back to this server there")
+	}
+	if !c.Users.PasswordLogin && len(c.Users.SSO.Providers) == 0 {
+		return errors.New("users.password_login is off, but users.sso has no providers: nobody could sign in")
+	}
+	for _, client := range c.ClientAPI.SSOClients {
+		if u, err := url.Parse(client); err != nil || u.Scheme == "" || u.Host == "" {
+			return fmt.Errorf("client_api.sso_clients: %q is not an address such as https://app.element.io/", client)
+		}
 	}
 	if err := c.Voice.Validate(); err != nil {
 		return fmt.Errorf("voice.%w", err)

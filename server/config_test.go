@@ -34,6 +34,11 @@ func TestConfigIsRefusedWithTheLineAndTheNearestKey(t *testing.T) {
 		{"tls without certificate", "tls:\n  listen: :8448", "tls.certificate"},
 		{"bad level", "log:\n  level: loud", "log.level"},
 		{"no YAML", "listen: [", "parley.yaml"},
+		{"provider without address of this server", "users:\n  sso:\n    providers:\n      - {id: a, name: A, issuer: 'https://x.org', client_id: c}", "client_api.public_url"},
+		{"provider without encryption", "users:\n  sso:\n    providers:\n      - {id: a, name: A, issuer: 'http://x.org', client_id: c}", "https://"},
+		{"two providers of one name", "users:\n  sso:\n    providers:\n      - {id: a, name: A, issuer: 'https://x.org', client_id: c}\n      - {id: a, name: B, issuer: 'https://y.org', client_id: c}", "two providers"},
+		{"misspelt in a provider", "users:\n  sso:\n    providers:\n      - require:\n          - {claim: hd, value: x}", `unknown option "users.sso.providers.require.value"; did you mean "users.sso.providers.require.values"?`},
+		{"nobody could sign in", "users:\n  password_login: false", "nobody could sign in"},
 		{"bad policy", "federation:\n  signatures: maybe", "federation.signatures"},
 	} {
 		t.Run(test.name, func(t *testing.T) {

@@ -33,10 +33,12 @@ type NewUser struct {
 	DisplayName       string
 	NameKey           string // the display name and localpart in lower case, for the directory
 	RegistrationToken string // "" for none; one use of it is counted
+	External          ExternalID
 	NowMS             int64
 }
 
-// CreateUser makes an account. ErrTaken if the name was ever used, ErrLimit if the registration token has no use left.
+// CreateUser makes an account. ErrTaken if the name was ever used, ErrLimit if the registration token has no use left,
+// ErrLinked if the external ID has an account.
 func (db *DB) CreateUser(ctx context.Context, u NewUser) error {
 	return db.Write(ctx, func(tx *Tx) error {
 		if u.RegistrationToken != "" {
@@ -53,6 +55,11 @@ func (db *DB) CreateUser(ctx context.Context, u NewUser) error {
 		}
 		if n == 0 {
 			return ErrTaken
+		}
+		if u.External != (ExternalID{}) {
+			if err := tx.linkExternalID(u.UserID, u.External, u.NowMS); err != nil {
+				return err
+			}
 		}
 		var name any
 		if u.DisplayName != "" {

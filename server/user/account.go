@@ -75,9 +75,21 @@ func (u *Users) DeleteDevices(ctx context.Context, user matrix.UserID, devices [
 }
 
 // ChangePassword sets a new password. With logoutOthers all devices but the session's are deleted.
-// Error: M_WEAK_PASSWORD. Call Reauthenticate first.
+// Errors: M_WEAK_PASSWORD; M_FORBIDDEN if CanChangePassword says no. Call Reauthenticate first.
 func (u *Users) ChangePassword(ctx context.Context, s *Session, password string, logoutOthers bool) error {
+	if can, err := u.CanChangePassword(ctx, s.User); err != nil {
+		return err
+	} else if !can {
+		return matrix.Forbidden("this account has no password here: it belongs to a company account")
+	}
 	return u.setPassword(ctx, s.User, password, s.Device, !logoutOthers)
+}
+
+// CanChangePassword reports whether the user has a password to change. Who signs in with a company account gets none, because it
+// would let them in when the company no longer does.
+func (u *Users) CanChangePassword(ctx context.Context, user matrix.UserID) (bool, error) {
+	has, err := u.db.Authenticators(ctx, user)
+	return u.cfg.PasswordLogin && (has.Password || len(has.Issuers) == 0), err
 }
 
 // SetPassword is an administrator's reset; with logout all devices are deleted. Errors: M_WEAK_PASSWORD, M_NOT_FOUND.

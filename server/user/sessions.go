@@ -101,9 +101,22 @@ type LoginRequest struct {
 	Refresh    bool            `json:"refresh_token"`
 }
 
-// LoginFlows is the answer to GET /login.
-func (u *Users) LoginFlows() json.RawMessage {
-	return json.RawMessage(`{"flows":[{"type":"m.login.password"},{"type":"m.login.token","get_login_token":true}]}`)
+// LoginFlow is a way to sign in. Spec v1.19 client-server-api/#get_matrixclientv3login
+type LoginFlow struct {
+	Type              string             `json:"type"`
+	GetLoginToken     bool               `json:"get_login_token,omitempty"`
+	IdentityProviders []IdentityProvider `json:"identity_providers,omitempty"`
+}
+
+// LoginFlows are the ways to sign in here.
+func (u *Users) LoginFlows() (flows []LoginFlow) {
+	if u.cfg.PasswordLogin {
+		flows = append(flows, LoginFlow{Type: "m.login.password"})
+	}
+	if len(u.providers) > 0 {
+		flows = append(flows, LoginFlow{Type: "m.login.sso", IdentityProviders: u.IdentityProviders()})
+	}
+	return append(flows, LoginFlow{Type: "m.login.token", GetLoginToken: true})
 }
 
 // Login checks the password or login token and makes a session. Errors: M_FORBIDDEN (wrong, without saying what),
@@ -114,6 +127,9 @@ func (u *Users) Login(ctx context.Context, r LoginRequest, ip string) (*Login, e
 	var err error
 	switch r.Type {
 	case "m.login.password":
+		if !u.cfg.PasswordLogin {
+			return nil, matrix.Forbidden("nobody signs in with a password here: use your company account")
+		}
 		user, err = u.loginUser(r)
 		if err == nil {
 			err = u.checkUserPassword(ctx, user, r.Password)

@@ -13,12 +13,14 @@ import (
 	"time"
 
 	"parley.im/parley/server/matrix"
+	"parley.im/parley/storage"
 )
 
 // The stages of user-interactive authentication that this server knows.
 const (
 	stageDummy    = "m.login.dummy"
 	stagePassword = "m.login.password"
+	stageSSO      = "m.login.sso"
 	stageToken    = "m.login.registration_token"
 )
 
@@ -221,8 +223,8 @@ func isPrefix(part, whole []string) bool {
 	return len(part) <= len(whole) && slices.Equal(part, whole[:len(part)])
 }
 
-// Reauthenticate asks a logged-in user for the password again before a sensitive call (delete devices, change the
-// password, deactivate, replace cross-signing keys). operation names the call with its path, body is the whole request,
+// Reauthenticate asks a logged-in user to prove who they are again before a sensitive call (delete devices, change the
+// password, deactivate, replace cross-signing keys): by the password, or by the company account ([Users.Confirmation]). operation names the call with its path, body is the whole request,
 // a JSON object or empty: it must stay the same, but for "auth", while one session goes on. nil, nil means: go ahead.
 func (u *Users) Reauthenticate(ctx context.Context, s *Session, operation string, body []byte) (*Challenge, error) {
 	request := map[string]json.RawMessage{}
@@ -237,15 +239,35 @@ func (u *Users) Reauthenticate(ctx context.Context, s *Session, operation string
 	if err != nil {
 		return nil, matrix.BadJSON("the body must be a JSON object")
 	}
+	has, err := u.db.Authenticators(ctx, s.User)
+	if err != nil {
+		return nil, err
+	}
 	session, c, err := u.interact(interaction{
-		operation: operation, user: s.User, request: sha256.Sum256(rest), auth: auth,
-		flows: []Flow{{[]string{stagePassword}}},
-		check: func(_ *uiaSession, _ string, auth json.RawMessage) error { return u.checkReauth(ctx, s, auth) },
+		operation: operation, user: s.User, request: sha256.Sum256(rest), auth: auth, flows: u.reauthFlows(has),
+		check: func(_ *uiaSession, stage string, auth json.RawMessage) error {
+			if stage == stageSSO { // FinishSSO completes it
+				return matrix.Forbidden("the request has not been confirmed with the company account yet")
+			}
+			return u.checkReauth(ctx, s, auth)
+		},
 	})
 	if err == nil && c == nil {
 		u.uia.end(session.id)
 	}
 	return c, err
+}
+
+// reauthFlows are the ways in which a user can prove who they are. Who has neither a password nor a link is asked for the password
+// in vain.
+func (u *Users) reauthFlows(has storage.Authenticators) (flows []Flow) {
+	if len(u.providersOf(has)) > 0 {
+		flows = append(flows, Flow{[]string{stageSSO}})
+	}
+	if len(flows) == 0 || has.Password && u.cfg.PasswordLogin {
+		flows = append(flows, Flow{[]string{stagePassword}})
+	}
+	return flows
 }
 
 // checkReauth checks the password stage for the user who is logged in.

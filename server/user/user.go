@@ -9,6 +9,7 @@ import (
 	"context"
 	"encoding/json"
 	"log/slog"
+	"net/http"
 	"sync"
 	"time"
 
@@ -23,6 +24,10 @@ type Config struct {
 	Registration string `mapstructure:"registration" yaml:"registration"`
 	// RegistrationSharedSecret allows Synapse's /_synapse/admin/v1/register with this secret. Empty switches it off.
 	RegistrationSharedSecret string `mapstructure:"registration_shared_secret" yaml:"registration_shared_secret"`
+	// PasswordLogin lets people sign in with a password of this server. Without it only sign-in with a company account is left.
+	PasswordLogin bool `mapstructure:"password_login" yaml:"password_login"`
+	// SSO lets people in with the account that they have with their company. docs/operations.md leads through it.
+	SSO SSOConfig `mapstructure:"sso" yaml:"sso"`
 	// MinPasswordLength in Unicode characters.
 	MinPasswordLength int `mapstructure:"min_password_length" yaml:"min_password_length"`
 	// PasswordMemoryKiB is argon2id's memory for one hash, in KiB. 19456 (19 MiB) is the OWASP figure.
@@ -51,6 +56,7 @@ type Config struct {
 func DefaultConfig() Config {
 	return Config{
 		Registration:         "token",
+		PasswordLogin:        true,
 		MinPasswordLength:    8,
 		PasswordMemoryKiB:    19 * 1024,
 		PasswordTime:         2,
@@ -84,6 +90,7 @@ type Options struct {
 	ServerName matrix.ServerName
 	DB         *storage.DB
 	Remote     Remote           // nil: no other servers
+	SSO        *http.Client     // for Config.SSO's providers; nil: http.DefaultClient
 	Now        func() time.Time // nil: time.Now
 	Log        *slog.Logger     // nil: slog.Default()
 }
@@ -107,7 +114,9 @@ type Users struct {
 	uia      uiaSessions
 	nonces   nonces
 	seen     lastSeen
-	stop     func()
+
+	providers []*provider // in the order of the configuration
+	stop      func()
 }
 
 // New builds the room; nothing runs before Run. Close is for those whose database lives on.
@@ -128,6 +137,13 @@ func New(o Options) *Users {
 		filters:  storage.NewMemo[filterKey, json.RawMessage](keptUsers),
 	}
 	u.noHash = sync.OnceValue(func() string { return hashPassword("", o.Config) })
+	client := o.SSO
+	if client == nil {
+		client = http.DefaultClient
+	}
+	for _, p := range o.Config.SSO.Providers {
+		u.providers = append(u.providers, &provider{cfg: p, client: client, now: o.Now})
+	}
 	u.uia.max, u.uia.lifetime = max(1, o.Config.UIASessions), o.Config.UIALifetime
 	u.stop = o.DB.Listen(u.hear)
 	return u
