@@ -37,43 +37,43 @@ var pageLanguages = []language.Tag{language.English, language.German}
 var pageTexts = map[string][]pageText{
 	"choose": {
 		{"Sign in", "Which account do you want to sign in with?", ""},
-		{"Anmelden", "Mit welchem Konto möchten Sie sich anmelden?", ""},
+		{"Anmelden", "Mit welchem Konto möchtest du dich anmelden?", ""},
 	},
 	"trust": {
 		{"Continue to this program?", "It will be signed in as you and can read and write all your messages. Go on only if you came from there yourself.", "Continue"},
-		{"Weiter zu diesem Programm?", "Es wird als Sie angemeldet und kann alle Ihre Nachrichten lesen und schreiben. Fahren Sie nur fort, wenn Sie selbst von dort gekommen sind.", "Weiter"},
+		{"Weiter zu diesem Programm?", "Es wird mit deinem Konto angemeldet und kann alle deine Nachrichten lesen und schreiben. Fahre nur fort, wenn du selbst von dort gekommen bist.", "Weiter"},
 	},
 	"confirm": {
 		{"Confirm that it is you", "Somebody who is signed in with your account wants to do this. If it was not you, close this page and sign out your other devices.", "Confirm with %s"},
-		{"Bestätigen Sie, dass Sie es sind", "Jemand, der mit Ihrem Konto angemeldet ist, möchte das tun. Wenn Sie es nicht waren, schließen Sie diese Seite und melden Sie Ihre anderen Geräte ab.", "Mit %s bestätigen"},
+		{"Bestätige, dass du es bist", "Jemand, der mit deinem Konto angemeldet ist, möchte das tun. Wenn du es nicht warst, schließe diese Seite und melde deine anderen Geräte ab.", "Mit %s bestätigen"},
 	},
 	"confirmed": {
 		{"Confirmed", "You can close this page and go on where you came from.", ""},
-		{"Bestätigt", "Sie können diese Seite schließen und dort weitermachen, wo Sie hergekommen sind.", ""},
+		{"Bestätigt", "Du kannst diese Seite schließen und dort weitermachen, wo du hergekommen bist.", ""},
 	},
 	"expired": {
 		{"Please start again", "Signing in took too long, or was begun in another browser.", "Sign in"},
-		{"Bitte beginnen Sie noch einmal", "Die Anmeldung hat zu lange gedauert, oder sie wurde in einem anderen Browser begonnen.", "Anmelden"},
+		{"Bitte beginne noch einmal", "Die Anmeldung hat zu lange gedauert, oder sie wurde in einem anderen Browser begonnen.", "Anmelden"},
 	},
 	"cancelled": {
 		{"You are not signed in", "Signing in was cancelled.", "Sign in"},
-		{"Sie sind nicht angemeldet", "Die Anmeldung wurde abgebrochen.", "Anmelden"},
+		{"Du bist nicht angemeldet", "Die Anmeldung wurde abgebrochen.", "Anmelden"},
 	},
 	"unavailable": {
 		{"Signing in does not work at the moment", "Your company's sign-in service does not answer as it should. Please try again later. If that does not help, tell your administrator the number below.", "Try again"},
-		{"Die Anmeldung geht im Moment nicht", "Der Anmeldedienst Ihres Unternehmens antwortet nicht so, wie er sollte. Bitte versuchen Sie es später noch einmal. Wenn das nicht hilft, nennen Sie Ihrem Administrator die Nummer unten.", "Noch einmal versuchen"},
+		{"Die Anmeldung geht im Moment nicht", "Der Anmeldedienst deiner Firma antwortet nicht so, wie er sollte. Bitte versuche es später noch einmal. Wenn das nicht hilft, sag denen, die den Server betreuen, die Nummer unten.", "Noch einmal versuchen"},
 	},
 	"refused": {
 		{"You may not sign in here", "Your account does not belong to those who use this server. Ask your administrator if it should.", ""},
-		{"Sie dürfen sich hier nicht anmelden", "Ihr Konto gehört nicht zu denen, die diesen Server benutzen. Fragen Sie Ihren Administrator, wenn es das sollte.", ""},
+		{"Du darfst dich hier nicht anmelden", "Dein Konto gehört nicht zu denen, die diesen Server benutzen. Frag die, die ihn betreuen, wenn es das sollte.", ""},
 	},
 	"no_account": {
 		{"You have no account here", "Your administrator has to make one for you first.", ""},
-		{"Sie haben hier kein Konto", "Ihr Administrator muss erst eines für Sie anlegen.", ""},
+		{"Du hast hier kein Konto", "Wer den Server betreut, muss erst eines für dich anlegen.", ""},
 	},
 	"locked": {
 		{"This account is locked", "Only an administrator can unlock it.", ""},
-		{"Dieses Konto ist gesperrt", "Nur ein Administrator kann es entsperren.", ""},
+		{"Dieses Konto ist gesperrt", "Nur wer den Server betreut, kann es entsperren.", ""},
 	},
 	"deactivated": {
 		{"This account no longer exists", "It has been deactivated, and cannot be used again.", ""},
@@ -81,7 +81,7 @@ var pageTexts = map[string][]pageText{
 	},
 	"other_account": {
 		{"That was another account", "You have to sign in with the account that you want to confirm something for. Sign out at your company's sign-in service, then try again.", ""},
-		{"Das war ein anderes Konto", "Sie müssen sich mit dem Konto anmelden, für das Sie etwas bestätigen möchten. Melden Sie sich beim Anmeldedienst Ihres Unternehmens ab und versuchen Sie es dann noch einmal.", ""},
+		{"Das war ein anderes Konto", "Du musst dich mit dem Konto anmelden, für das du etwas bestätigen möchtest. Melde dich beim Anmeldedienst deiner Firma ab und versuche es dann noch einmal.", ""},
 	},
 }
 
@@ -89,7 +89,7 @@ var pageTexts = map[string][]pageText{
 var operationTexts = map[string][]string{
 	"password":           {"Change the password", "Das Passwort ändern"},
 	"deactivate":         {"Delete the account for ever", "Das Konto für immer löschen"},
-	"cross-signing keys": {"Replace the keys by which others know you", "Die Schlüssel ersetzen, an denen andere Sie erkennen"},
+	"cross-signing keys": {"Replace the keys by which others know you", "Die Schlüssel ersetzen, an denen andere dich erkennen"},
 	"get_login_token":    {"Sign in another device", "Ein weiteres Gerät anmelden"},
 	"delete devices":     {"Sign out devices", "Geräte abmelden"},
 }

@@ -200,17 +200,19 @@ func (c *call) ssoFailed(err error) error {
 		return err
 	}
 	status := http.StatusForbidden
+	p := page{Kind: string(failed.Reason), Home: c.a.publicURL() + "/"}
 	switch failed.Reason {
 	case user.SSOExpired:
 		status = http.StatusBadRequest
 	case user.SSOUnavailable:
-		status = http.StatusBadGateway
+		status, p.Request = http.StatusBadGateway, c.id
 		c.a.log.Warn("sign-in with a company account", "request", c.id, "err", failed.Err)
 	case user.SSORefused, user.SSONoAccount:
+		p.Request = c.id
 		c.a.log.Info("sign-in with a company account", "request", c.id, "reason", failed.Reason, "err", failed.Err)
 	}
 	c.errcode = string(failed.Reason)
-	return c.page(status, page{Kind: string(failed.Reason), Home: c.a.publicURL() + "/", Request: c.id})
+	return c.page(status, p)
 }
 
 // page shows a page to a person.

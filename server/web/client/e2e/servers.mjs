@@ -1,6 +1,6 @@
 // The servers of the story.
 import { spawn } from "node:child_process";
-import { mkdtempSync, rmSync } from "node:fs";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -20,8 +20,11 @@ export async function twoServers(parley, environment) {
     return { servers, stop: () => world.kill("SIGINT") };
 }
 
-/** A server that nobody has an account on, as `go run ./server` makes it, and the link that it greets with. */
-export async function freshServer(parley) {
+/**
+ * A server that nobody has an account on, as `go run ./server` makes it, and the link that it greets with. The configuration may depend
+ * on the server's address.
+ */
+export async function freshServer(parley, configuration = () => "") {
     const directory = mkdtempSync(join(tmpdir(), "parley-fresh-"));
     const port = await new Promise((resolve) => {
         const probe = createServer().listen(0, "127.0.0.1", () => {
@@ -29,6 +32,8 @@ export async function freshServer(parley) {
             probe.close(() => resolve(port));
         });
     });
+    const address = `http://127.0.0.1:${port}`;
+    writeFileSync(join(directory, "parley.yaml"), configuration(address));
     const server = spawn(parley, [], { cwd: directory, stdio: ["ignore", "pipe", "pipe"], env: { ...process.env, PARLEY_LISTEN: `127.0.0.1:${port}` } });
     const link = await new Promise((resolve, reject) => {
         let text = "";
@@ -48,7 +53,7 @@ export async function freshServer(parley) {
         await ended;
         rmSync(directory, { recursive: true });
     };
-    return { link, stop };
+    return { link, address, stop };
 }
 
 /** Asks a server as one of its people, as a client other than this one may do. */
@@ -63,16 +68,6 @@ let transaction = 0;
 
 export function send(server, room, content, type = "m.room.message") {
     return ask(server, "PUT", `/_matrix/client/v3/rooms/${encodeURIComponent(room)}/send/${type}/story${transaction++}`, content);
-}
-
-/** A token with which another device signs in as a server's first person. */
-export async function loginToken(server, password) {
-    const url = `${server.client_url}/_matrix/client/v1/login/get_token`;
-    const { user_id: user, access_token: token } = server.users[0];
-    const post = async (body) => (await fetch(url, { method: "POST", headers: { Authorization: `Bearer ${token}` }, body: JSON.stringify(body) })).json();
-    const { session } = await post({});
-    const { login_token } = await post({ auth: { type: "m.login.password", identifier: { type: "m.id.user", user }, password, session } });
-    return login_token;
 }
 
 /** Sends a recording as a server's first person. */

@@ -4,10 +4,11 @@
 //
 // Needs Chromium (CHROMIUM, or /usr/bin/chromium). Ends with status 1 if anything does not work, if a page throws, or if axe
 // finds an accessibility fault on any page or dialog, on a phone or a desktop, light or dark.
+import { companyAccount } from "./company.mjs";
 import { arrived, bytesOf, desktop, fail, failed, hold, launch, phone, scrollToStart, step } from "./browser.mjs";
 import { idle, liveVoice } from "./live.mjs";
 import { longRecording } from "./recordings.mjs";
-import { ask, busyPerson, freshServer, loginToken, send, sendRecording, twoServers, voices } from "./servers.mjs";
+import { ask, busyPerson, freshServer, send, sendRecording, twoServers, voices } from "./servers.mjs";
 import { speechService } from "./speech.mjs";
 
 const [parley, screenshots] = process.argv.slice(2);
@@ -157,33 +158,10 @@ async function busy() {
     await carol.context().close();
 }
 
-/** With an account that the company has elsewhere. The servers here have none, so the page is told that this one does. */
-async function company() {
-    const page = await open("about:blank", phone);
-    await step("where there is a company account, one signs in there", async () => {
-        const flows = [{ type: "m.login.password" }, { type: "m.login.sso", identity_providers: [{ id: "acme", name: "ACME" }] }, { type: "m.login.token" }];
-        const atLogin = "**/_matrix/client/v3/login";
-        await page.route(atLogin, (route) => (route.request().method() === "GET" ? route.fulfill({ json: { flows } }) : route.continue()));
-        await page.route("**/login/sso/redirect/acme?*", async (route) => {
-            const back = new URL(new URL(route.request().url()).searchParams.get("redirectUrl"));
-            back.searchParams.set("loginToken", await loginToken(one, password));
-            await route.fulfill({ status: 302, headers: { Location: back.href } });
-        });
-        await page.goto(`${one.client_url}/?loginToken=not-asked-for`);
-        await page.waitForSelector("text=Sign in with ACME");
-        if (await page.locator(".problem").count()) throw new Error("a token that nobody asked for was tried");
-        await look(page, "login-company");
-        await page.click("text=Sign in with ACME");
-        await page.waitForSelector(".sidebar", { state: "attached" });
-        if (page.url().includes("loginToken")) throw new Error("the token is still in the address");
-    });
-    await page.context().close();
-}
-
 async function story() {
     await newcomers();
     await busy();
-    await company();
+    await companyAccount({ parley, open, look });
     const alice = await open(one.client_url, desktop, { colorScheme: "dark" });
     const bob = await open(two.client_url, phone, { locale: "de-DE" });
     await look(alice, "login");

@@ -1,7 +1,7 @@
 import { useSignal } from "@preact/signals";
 import { useEffect } from "preact/hooks";
 import { language, languages, setLanguage, t } from "../i18n";
-import { companies, leaveForCompany, register, signInWithPassword, type Company, type Credentials } from "../matrix/account";
+import { leaveForCompany, register, signInWithPassword, waysIn, type Credentials, type WaysIn } from "../matrix/account";
 import { problem } from "../matrix/problem";
 import { Logo } from "./Logo";
 
@@ -16,8 +16,10 @@ export function Login({ problem: earlier, onSignedIn }: Props) {
     const creating = useSignal(location.hash.startsWith("#register"));
     const busy = useSignal(false);
     const trouble = useSignal(earlier);
-    const accounts = useSignal<Company[]>([]);
-    useEffect(() => void companies().then((found) => (accounts.value = found), (error) => console.warn("company accounts", error)), []);
+    // Until the server has said otherwise there is a password, so that nobody has to wait for the fields.
+    const ways = useSignal<WaysIn>({ password: true, companies: [] });
+    useEffect(() => void waysIn().then((found) => (ways.value = found), (error) => console.warn("ways to sign in", error)), []);
+    const { password: byPassword, companies } = ways.value;
     const given = new URLSearchParams(location.hash.replace(/^#register\??/, "")).get("registration_token") ?? "";
 
     async function submit(event: SubmitEvent): Promise<void> {
@@ -47,66 +49,75 @@ export function Login({ problem: earlier, onSignedIn }: Props) {
             <Logo />
             <h1>{creating.value ? t("register.title") : t("login.title")}</h1>
             {creating.value && <p class="hint">{t("register.welcome", { server: location.host })}</p>}
-            <form onSubmit={submit}>
-                {creating.value && (
+            {(byPassword || creating.value) && (
+                <form onSubmit={submit}>
+                    {creating.value && (
+                        <label>
+                            {t("register.name")}
+                            <input name="name" autocomplete="name" maxLength={100} autofocus />
+                        </label>
+                    )}
                     <label>
-                        {t("register.name")}
-                        <input name="name" autocomplete="name" maxLength={100} autofocus />
+                        {t("login.user")}
+                        <input
+                            name="user"
+                            autocomplete="username"
+                            autocapitalize="none"
+                            spellcheck={false}
+                            required
+                            autofocus={!creating.value}
+                            aria-describedby={creating.value ? "user-help" : undefined}
+                        />
+                        {creating.value && <small id="user-help">{t("register.userHelp")}</small>}
                     </label>
-                )}
-                <label>
-                    {t("login.user")}
-                    <input
-                        name="user"
-                        autocomplete="username"
-                        autocapitalize="none"
-                        spellcheck={false}
-                        required
-                        autofocus={!creating.value}
-                        aria-describedby={creating.value ? "user-help" : undefined}
-                    />
-                    {creating.value && <small id="user-help">{t("register.userHelp")}</small>}
-                </label>
-                <label>
-                    {t("login.password")}
-                    <input
-                        name="password"
-                        type="password"
-                        autocomplete={creating.value ? "new-password" : "current-password"}
-                        minLength={creating.value ? 8 : undefined}
-                        required
-                        aria-describedby={creating.value ? "password-help" : undefined}
-                    />
-                    {creating.value && <small id="password-help">{t("register.passwordHelp")}</small>}
-                </label>
-                {creating.value && (
                     <label>
-                        {t("register.token")}
-                        <input name="token" autocomplete="off" spellcheck={false} defaultValue={given} aria-describedby="token-help" />
-                        <small id="token-help">{given ? t("register.tokenGiven") : t("register.tokenHelp")}</small>
+                        {t("login.password")}
+                        <input
+                            name="password"
+                            type="password"
+                            autocomplete={creating.value ? "new-password" : "current-password"}
+                            minLength={creating.value ? 8 : undefined}
+                            required
+                            aria-describedby={creating.value ? "password-help" : undefined}
+                        />
+                        {creating.value && <small id="password-help">{t("register.passwordHelp")}</small>}
                     </label>
-                )}
-                {trouble.value && (
-                    <p class="problem" role="alert">
-                        {trouble.value}
-                    </p>
-                )}
-                <button class="primary" disabled={busy.value}>
-                    {busy.value ? t("login.busy") : creating.value ? t("register.submit") : t("login.submit")}
-                </button>
-            </form>
-            {!creating.value && accounts.value.length > 0 && (
+                    {creating.value && (
+                        <label>
+                            {t("register.token")}
+                            <input name="token" autocomplete="off" spellcheck={false} defaultValue={given} aria-describedby="token-help" />
+                            <small id="token-help">{given ? t("register.tokenGiven") : t("register.tokenHelp")}</small>
+                        </label>
+                    )}
+                    {trouble.value && (
+                        <p class="problem" role="alert">
+                            {trouble.value}
+                        </p>
+                    )}
+                    <button class="primary" disabled={busy.value}>
+                        {busy.value ? t("login.busy") : creating.value ? t("register.submit") : t("login.submit")}
+                    </button>
+                </form>
+            )}
+            {!byPassword && !creating.value && trouble.value && (
+                <p class="problem" role="alert">
+                    {trouble.value}
+                </p>
+            )}
+            {!creating.value && companies.length > 0 && (
                 <div class="companies">
-                    {accounts.value.map(({ name, href }) => (
-                        <a class="button" href={href} onClick={leaveForCompany}>
+                    {companies.map(({ name, href }) => (
+                        <a class={byPassword ? "button" : "button primary"} href={href} onClick={leaveForCompany}>
                             {name ? t("login.companyNamed", { name }) : t("login.company")}
                         </a>
                     ))}
                 </div>
             )}
-            <button class="link" onClick={() => ((creating.value = !creating.value), (trouble.value = ""))}>
-                {creating.value ? t("login.toLogin") : t("login.toRegister")}
-            </button>
+            {(byPassword || creating.value) && (
+                <button class="link" onClick={() => ((creating.value = !creating.value), (trouble.value = ""))}>
+                    {creating.value ? t("login.toLogin") : t("login.toRegister")}
+                </button>
+            )}
             {!creating.value && <p class="hint">{t("login.byCode")}</p>}
             <nav class="languages" aria-label={t("settings.language")}>
                 {Object.entries(languages).map(([code, texts]) => (

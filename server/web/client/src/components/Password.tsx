@@ -1,13 +1,19 @@
 import { useSignal } from "@preact/signals";
+import { useEffect } from "preact/hooks";
 import { t } from "../i18n";
 import { problem } from "../matrix/problem";
 import { sensitive } from "../matrix/sensitive";
 import { me } from "../matrix/session";
 
-/** Changes the password. */
+/** Changes the password, if there is one: who signs in with a company account has none here. */
 export function Password() {
     const said = useSignal("");
     const busy = useSignal(false);
+    const possible = useSignal(false);
+    useEffect(() => {
+        const found = (capabilities: any): void => void (possible.value = capabilities["m.change_password"]?.enabled !== false);
+        void me().getCapabilities().then(found, () => found({}));
+    }, []);
     async function submit(event: SubmitEvent): Promise<void> {
         event.preventDefault();
         const form = event.currentTarget as HTMLFormElement;
@@ -28,6 +34,7 @@ export function Password() {
             busy.value = false;
         }
     }
+    if (!possible.value) return null;
     return (
         <section>
             <h2>{t("settings.changePassword")}</h2>

@@ -1,4 +1,5 @@
-import { signal } from "@preact/signals";
+import { signal, useSignal } from "@preact/signals";
+import { useEffect } from "preact/hooks";
 import { t } from "../i18n";
 import { Dialog } from "./Dialog";
 
@@ -10,7 +11,9 @@ interface Question {
     danger?: boolean;
     /** Asks for the password. */
     password?: boolean;
-    /** The password given before was wrong. */
+    /** Sends the person to another page, to confirm it there. */
+    elsewhere?: string;
+    /** What was done before was not right. */
     wrong?: boolean;
     answer(given: string | null): void;
 }
@@ -40,9 +43,29 @@ export function askPassword(why: string, wrong: boolean): Promise<string | null>
     return ask({ title: t("password.title"), text: why, yes: t("password.go"), password: true, wrong });
 }
 
+/** Asks to confirm something on another page, and waits until the person has been there; false if they give up. */
+export async function confirmElsewhere(why: string, page: string, wrong: boolean): Promise<boolean> {
+    return (await ask({ title: t("elsewhere.title"), text: why, yes: t("elsewhere.done"), elsewhere: page, wrong })) !== null;
+}
+
 /** Shows what is being asked. There is one of it on the page. */
 export function Questions() {
     const question = asked.value;
+    const left = useSignal(false);
+    useEffect(() => void (left.value = false), [question]);
+    // Who comes back from the other page has most likely done it there.
+    useEffect(() => {
+        if (!question?.elsewhere || !left.value) return;
+        const back = (): void => {
+            if (document.visibilityState === "visible") question.answer("");
+        };
+        window.addEventListener("focus", back);
+        document.addEventListener("visibilitychange", back);
+        return () => {
+            window.removeEventListener("focus", back);
+            document.removeEventListener("visibilitychange", back);
+        };
+    }, [question, left.value]);
     if (!question) return null;
     const submit = (event: SubmitEvent): void => {
         event.preventDefault();
@@ -58,16 +81,23 @@ export function Questions() {
                         <input name="password" type="password" autocomplete="current-password" required autofocus aria-invalid={question.wrong} />
                     </label>
                 )}
+                {question.elsewhere && <p class="hint">{t("elsewhere.help")}</p>}
                 {question.wrong && (
                     <p class="problem" role="alert">
-                        {t("password.wrong")}
+                        {t(question.elsewhere ? "elsewhere.wrong" : "password.wrong")}
                     </p>
                 )}
                 <div class="buttons end">
                     <button type="button" onClick={() => question.answer(null)}>
                         {t("app.cancel")}
                     </button>
-                    <button class={question.danger ? "primary destructive" : "primary"}>{question.yes}</button>
+                    {question.elsewhere && !left.value ? (
+                        <a class="button primary" href={question.elsewhere} target="_blank" rel="noopener" onClick={() => (left.value = true)}>
+                            {t("elsewhere.go")}
+                        </a>
+                    ) : (
+                        <button class={question.danger ? "primary destructive" : "primary"}>{question.yes}</button>
+                    )}
                 </div>
             </form>
         </Dialog>

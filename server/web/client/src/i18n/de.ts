@@ -271,6 +271,12 @@ export const de: Dictionary = {
     "password.impossible": "Der Server will das auf eine Art bestätigt haben, die dieses Programm nicht kennt.",
     "password.givenUp": "Nicht gemacht.",
 
+    "elsewhere.title": "Mit dem Firmenkonto bestätigen",
+    "elsewhere.go": "Dort bestätigen",
+    "elsewhere.done": "Erledigt",
+    "elsewhere.help": "Es öffnet sich eine Seite deines Servers, die dich zur Anmeldung deiner Firma führt. Komm danach hierher zurück.",
+    "elsewhere.wrong": "Es ist noch nicht bestätigt.",
+
     "problem.busy": "Das war etwas viel auf einmal. Versuche es in {seconds} s noch einmal.",
     "problem.unreachable": "Der Server ist nicht zu erreichen.",
     "problem.refused": "Der Server sagt: {reason}",

@@ -269,6 +269,12 @@ export const en = {
     "password.impossible": "The server wants this confirmed in a way that this client does not know.",
     "password.givenUp": "Not done.",
 
+    "elsewhere.title": "Confirm with your company account",
+    "elsewhere.go": "Confirm there",
+    "elsewhere.done": "Done",
+    "elsewhere.help": "A page of your server opens and leads you to your company's sign-in. Come back here after that.",
+    "elsewhere.wrong": "It has not been confirmed yet.",
+
     "problem.busy": "That was a bit much at once. Try again in {seconds} s.",
     "problem.unreachable": "The server cannot be reached.",
     "problem.refused": "The server says: {reason}",

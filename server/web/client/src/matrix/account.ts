@@ -79,17 +79,25 @@ export interface Company {
 
 const ssoKey = "parley.sso";
 
-/** The company accounts with which this server lets people in. Spec v1.19 client-server-api/#sso-client-loginauthentication */
-export async function companies(): Promise<Company[]> {
+/** How people come in here. */
+export interface WaysIn {
+    password: boolean;
+    companies: Company[];
+}
+
+/** How this server lets people in. Spec v1.19 client-server-api/#get_matrixclientv3login */
+export async function waysIn(): Promise<WaysIn> {
     const { flows } = await request("GET", "/login");
-    const sso = (flows ?? []).find((flow: any) => flow.type === "m.login.sso");
-    if (!sso) return [];
+    const password = flows.some((flow: any) => flow.type === "m.login.password");
+    const sso = flows.find((flow: any) => flow.type === "m.login.sso");
+    if (!sso) return { password, companies: [] };
     const back = encodeURIComponent(location.origin + location.pathname);
     const providers: { id?: string; name?: string }[] = sso.identity_providers?.length ? sso.identity_providers : [{}];
-    return providers.map(({ id, name }) => ({
+    const companies = providers.map(({ id, name }) => ({
         name: name ?? "",
         href: `/_matrix/client/v3/login/sso/redirect${id ? `/${encodeURIComponent(id)}` : ""}?redirectUrl=${back}`,
     }));
+    return { password, companies };
 }
 
 /** Remembers that the person leaves to sign in with the company account. */
