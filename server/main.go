@@ -35,6 +35,7 @@ set by an environment variable: PARLEY_SERVER_NAME, PARLEY_DATABASE_URL, … con
 `
 
 func main() {
+	coarseTimers()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
