@@ -9,6 +9,10 @@ export const phone = { width: 390, height: 844 };
 export const desktop = { width: 1200, height: 800 };
 
 let failures = 0;
+/** Every page that is open, and what is known of it. */
+const pages = new Map();
+let pictures = 0;
+let folder;
 
 export function fail(what, why) {
     failures++;
@@ -22,14 +26,40 @@ export async function step(name, run) {
     const start = Date.now();
     try {
         const note = await run();
-        console.log(`ok   ${name} (${Date.now() - start} ms${note ? `, ${note}` : ""})`);
+        console.log(`ok   ${name} (${Date.now() - start} ms${typeof note === "string" ? `, ${note}` : ""})`);
     } catch (error) {
         fail(name, String(error).split("\n").slice(0, 6).join("\n     "));
+        await tell();
+        error.told = true;
         throw error;
     }
 }
 
+/** What the pages show now: where they are, what they complain of, what has the focus; and a picture of each if there is a folder for them. */
+export async function tell() {
+    for (const [page, { warnings }] of pages) {
+        console.log(`     ${page.url()}`);
+        const seen = page.evaluate(() => ({
+            title: document.querySelector("main h1")?.textContent,
+            problems: [...document.querySelectorAll(".problem, [role=alert], .offline")].map((element) => element.textContent.trim()),
+            focus: document.activeElement?.cloneNode(false).outerHTML.slice(0, 200),
+        }));
+        // A page that hangs tells nothing.
+        const late = new Promise((resolve) => setTimeout(() => resolve({ problems: ["it does not answer"] }), 5000));
+        const { title, problems, focus } = await Promise.race([seen, late]).catch((error) => ({ problems: [error.message] }));
+        if (title) console.log(`       title    ${title}`);
+        for (const problem of problems) console.log(`       problem  ${problem}`);
+        if (focus) console.log(`       focus    ${focus}`);
+        for (const warning of warnings) console.log(`       console  ${warning}`);
+        if (!folder) continue;
+        const path = `${folder}/failed-${pictures++}.png`;
+        const taken = await page.screenshot({ path, timeout: 5000 }).then(() => path, (error) => error.message);
+        console.log(`       picture  ${taken}`);
+    }
+}
+
 export async function launch(screenshots) {
+    folder = screenshots;
     const browser = await chromium.launch({
         executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
         args: ["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream", "--disable-background-networking"],
@@ -39,8 +69,12 @@ export async function launch(screenshots) {
     async function open(url, viewport, options = {}) {
         const context = await browser.newContext({ viewport, permissions: ["microphone", "clipboard-read", "clipboard-write"], locale: "en-US", ...options });
         const page = await context.newPage();
+        const warnings = [];
+        pages.set(page, { warnings });
+        page.on("close", () => pages.delete(page));
         page.on("pageerror", (error) => fail(url, error.stack ?? error.message));
         page.on("console", (message) => {
+            if (/warning|error/.test(message.type())) warnings.splice(0, warnings.length - 4, message.text().slice(0, 300));
             if (/Content Security Policy|Content-Security-Policy/.test(message.text())) fail(url, message.text());
         });
         page.on("dialog", (dialog) => fail(url, `the browser's own dialog: ${dialog.message()}`));
@@ -85,13 +119,43 @@ export async function bytesOf(page, what) {
     };
 }
 
-/** Holds the button to talk, and says when it was let go. */
-export async function hold(page, milliseconds) {
-    const box = await (await page.waitForSelector(".talk")).boundingBox();
-    await page.mouse.move(box.x + 20, box.y + 20);
-    await page.waitForTimeout(200);
+/** Goes to a place in the client, and waits until the page has taken notice: a new hash alone loads nothing that could be waited for. */
+export async function go(page, hash) {
+    await page.evaluate(async (hash) => {
+        if (location.hash === hash) return;
+        const noticed = new Promise((resolve) => window.addEventListener("hashchange", resolve, { once: true }));
+        location.hash = hash;
+        await noticed;
+        await new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve)));
+    }, hash);
+}
+
+/** Presses the button to talk and keeps it down. Says when, and where the button is. */
+export async function press(page) {
+    await page.hover(".talk"); // once it stands still
+    const box = await page.locator(".talk").boundingBox();
+    await page.waitForTimeout(200); // a hand comes near before it presses, and the microphone is opened
+    const at = Date.now();
     await page.mouse.down();
+    return { at, box };
+}
+
+/** Slides away with the button held down, which cancels. */
+export async function slideAway(page, box, steps = 5) {
+    await page.mouse.move(box.x - 150, box.y + 20, { steps });
+    await page.mouse.up();
+}
+
+/** Waits until there is so much of what is being recorded. Milliseconds. */
+export async function recorded(page, milliseconds) {
+    await page.waitForSelector(".recorder .level:not(.opening)");
     await page.waitForTimeout(milliseconds);
+}
+
+/** Holds the button to talk until so much is recorded, and says when it was let go. */
+export async function hold(page, milliseconds) {
+    await press(page);
+    await recorded(page, milliseconds);
     await page.mouse.up();
     return Date.now();
 }
@@ -118,11 +182,22 @@ export function scrollToStart(page, selector, until) {
     );
 }
 
+/** Asks until the answer is there. A server that is asked without a pause has no time for what it is asked about. */
+export async function until(ask, otherwise) {
+    for (const end = Date.now() + 30_000; ; ) {
+        const answer = await ask();
+        if (answer) return answer;
+        if (Date.now() > end) throw new Error(await otherwise());
+        await new Promise((resolve) => setTimeout(resolve, 100));
+    }
+}
+
 /** Waits until there are so many of them, none live, and the page shows the newest. */
 export async function arrived(page, server, room, count) {
-    for (const end = Date.now() + 30_000; (await voices(server, room)) !== count; ) {
-        if (Date.now() > end) throw new Error(`there are ${await voices(server, room)} voice messages, not ${count}`);
-    }
+    await until(
+        async () => (await voices(server, room)) === count,
+        async () => `there are ${await voices(server, room)} voice messages, not ${count}`,
+    );
     await page.waitForSelector(".voice.live", { state: "detached" });
     await page.locator(".voice").last().locator(".waveform:not(.speaking)").waitFor();
 }

@@ -123,10 +123,10 @@ users:
             await look(confirming, "company-confirmed");
             await confirming.close();
             await page.bringToFront();
-            await page.waitForSelector("#device-link, dialog button.primary", { state: "attached" });
+            const done = page.waitForSelector("#device-link", { state: "attached" });
             // In a browser without a window nobody comes back to a tab.
-            if (await page.locator("dialog button.primary").count()) await page.click("dialog button.primary");
-            await page.waitForSelector("#device-link", { state: "attached" });
+            await Promise.race([done, page.click("dialog button.primary")]);
+            await done;
         });
     } finally {
         await page.context().close();

@@ -1,23 +1,47 @@
 // Speaking while others listen, on two servers.
-import { arrived, step } from "./browser.mjs";
+import { arrived, go, press as pressButton, recorded, slideAway, step, until } from "./browser.mjs";
 import { ask, voices } from "./servers.mjs";
 
 const marker = "im.parley.voice.live";
 
-/** Presses the button to talk and keeps it down. */
+/** Presses the button to talk where others hear it meanwhile. */
 async function press(page) {
-    const box = await (await page.waitForSelector(".talk")).boundingBox();
-    await page.mouse.move(box.x + 20, box.y + 20);
-    await page.waitForFunction(() => document.querySelector(".talk"));
-    const at = Date.now();
-    await page.mouse.down();
-    return { at, box };
+    await page.waitForSelector(".live-switch[aria-checked=true]"); // after a reload it takes a moment
+    return pressButton(page);
 }
 
-/** Notes when a live message is shown on a page, heard and complete. It is played as soon as it is shown. */
-function listen(page) {
+/** Notes on a page when it records, sends, gets and plays. Milliseconds since 1970. */
+export function watch(page) {
     return page.evaluate(() => {
-        const at = (window.listened = {});
+        const at = (window.noted = {});
+        const note = (what, time = performance.now()) => (at[what] ??= Math.round(performance.timeOrigin + time));
+        const { start } = MediaRecorder.prototype;
+        MediaRecorder.prototype.start = function (...given) {
+            note("recording");
+            this.addEventListener("dataavailable", ({ data }) => data.size && note("chunk"));
+            start.apply(this, given);
+        };
+        const { play } = HTMLMediaElement.prototype;
+        HTMLMediaElement.prototype.play = function () {
+            this.addEventListener("playing", () => note("playing"));
+            return play.call(this);
+        };
+        new PerformanceObserver((list) => {
+            for (const { name, startTime, responseStart, responseEnd } of list.getEntries()) {
+                if (name.includes("/send/m.room.message/")) note("told", startTime), note("taken", responseEnd);
+                if (/\/live\/.*offset=0/.test(name)) note("appending", startTime), note("appended", responseEnd);
+                if (name.includes("/sync?") && !at.shown) at.synced = Math.round(performance.timeOrigin + responseEnd);
+                if (/\/_parley\/media\/|\/media\/download\//.test(name) && at.shown) note("asked", startTime), note("bytes", responseStart);
+            }
+        }).observe({ type: "resource" });
+        document.addEventListener("pointerdown", (e) => note("pressed", e.timeStamp), true);
+    });
+}
+
+/** Plays a live message as soon as it is shown, and notes when it is shown, heard, complete, and has been heard to its end. */
+export function listen(page) {
+    return page.evaluate(() => {
+        const at = window.noted;
         const note = (what) => (at[what] ??= Date.now());
         const look = () => {
             const button = document.querySelector(".voice.live button.play");
@@ -34,18 +58,27 @@ function listen(page) {
     });
 }
 
-const listened = (page) => page.evaluate(() => window.listened);
+export const noted = (page) => page.evaluate(() => window.noted);
+
+/** What came when, each by so much later than the press. */
+function split(press, times) {
+    return Object.entries(times)
+        .map(([what, time]) => `${what} ${time === undefined ? "?" : time - press}`)
+        .join(", ");
+}
 
 /** How long the story's servers wait for more of a recording before they end it. */
 export const idle = "8s";
 
 /** The newest event of a room that is live, as a server's first person sees it. */
-async function liveEvent(server, room) {
-    for (;;) {
-        const { chunk } = await ask(server, "GET", `/_matrix/client/v3/rooms/${encodeURIComponent(room)}/messages?dir=b&limit=10`);
-        const found = chunk.find((event) => event.content[marker] && !event.unsigned?.["m.relations"]?.["m.replace"]);
-        if (found) return found;
-    }
+function liveEvent(server, room) {
+    return until(
+        async () => {
+            const { chunk } = await ask(server, "GET", `/_matrix/client/v3/rooms/${encodeURIComponent(room)}/messages?dir=b&limit=10`);
+            return chunk.find((event) => event.content[marker] && !event.unsigned?.["m.relations"]?.["m.replace"]);
+        },
+        () => "there is no live message",
+    );
 }
 
 /** Reads a file through a server to its end, and says when bytes came. */
@@ -63,10 +96,10 @@ async function read(server, mxc) {
 }
 
 export async function liveVoice({ alice, bob, one, two, room, look }) {
-    const roomAt = (server) => `${server.client_url}/#/room/${encodeURIComponent(room)}`;
+    const inRoom = `#/room/${encodeURIComponent(room)}`;
     await step("live voice is off until it is chosen, for each conversation, and stays chosen", async () => {
-        await alice.goto(roomAt(one));
-        await bob.goto(roomAt(two));
+        await go(alice, inRoom);
+        await go(bob, inRoom);
         await alice.waitForSelector(".live-switch[aria-checked=false]");
         await alice.click(".live-switch");
         await alice.reload();
@@ -75,26 +108,34 @@ export async function liveVoice({ alice, bob, one, two, room, look }) {
     });
     await step("bob on the other server hears alice while she speaks", async () => {
         await bob.waitForSelector(".talk");
+        await Promise.all([watch(alice), watch(bob)]);
         await listen(bob);
+        const sent = alice.waitForResponse((answer) => answer.url().includes("/send/m.room.message/"));
         const { at } = await press(alice);
-        const event = await liveEvent(one, room);
+        const { event_id: id } = await (await sent).json();
+        const event = await ask(one, "GET", `/_matrix/client/v3/rooms/${encodeURIComponent(room)}/event/${encodeURIComponent(id)}`);
         const readers = [read(one, event.content.url), read(two, event.content.url)];
-        await bob.waitForFunction(() => window.listened.heard, undefined, { timeout: 15_000 });
-        const { shown, heard } = await listened(bob);
+        await bob.waitForFunction(() => window.noted.heard);
         await look(alice, "live-speaking");
         await look(bob, "live-listening");
         if (!(await bob.locator(".voice.live").count())) throw new Error("it is not live any more");
         const released = Date.now();
         await alice.mouse.up();
-        await bob.waitForFunction(() => window.listened.ended, undefined, { timeout: 20_000 });
-        const { complete } = await listened(bob);
+        await bob.waitForFunction(() => window.noted.ended);
+        const [talker, listener] = [await noted(alice), await noted(bob)];
         const [home, away] = await Promise.all(readers);
         if (home.length || away.length) throw new Error("a length was told before it was known");
         if (!(home.first < released && away.first < released)) throw new Error("the readers got nothing before it ended");
         if (home.bytes.length === 0 || !home.bytes.equals(away.bytes)) throw new Error(`${home.bytes.length} bytes here, ${away.bytes.length} there`);
         const whole = await Promise.all([read(one, event.content.url), read(two, event.content.url)]);
         if (!whole.every(({ bytes }) => bytes.equals(home.bytes))) throw new Error("afterwards it is another file");
-        return `from the press: shown after ${shown - at} ms, heard after ${heard - at} ms; from the release: last byte here after ${home.last - released} ms, there ${away.last - released} ms, complete ${complete - released} ms`;
+        const { pressed, recording, chunk, told, taken, appending, appended } = talker;
+        const { synced, shown, asked, bytes, playing, heard, complete } = listener;
+        return [
+            `heard ${heard - at} ms after the press (${split(at, { pressed, recording, chunk, told, taken, appending, appended })}`,
+            `there ${split(at, { synced, shown, asked, bytes, playing, heard })})`,
+            `from the release: last byte here after ${home.last - released} ms, there ${away.last - released} ms, complete ${complete - released} ms`,
+        ].join("; ");
     });
     await step("then it is an ordinary message, played and unedited", async () => {
         for (const page of [alice, bob]) {
@@ -110,7 +151,7 @@ export async function liveVoice({ alice, bob, one, two, room, look }) {
     });
     await step("an answer can be live, and is in the inbox meanwhile", async () => {
         const before = await voices(two, room);
-        await bob.goto(`${two.client_url}/#/inbox`);
+        await go(bob, "#/inbox");
         const question = alice.locator("article.message.theirs").last();
         await question.hover();
         await question.locator("[aria-label=Reply]").click();
@@ -118,11 +159,12 @@ export async function liveVoice({ alice, bob, one, two, room, look }) {
         await press(alice);
         await bob.waitForSelector(".cards .voice.live");
         const { event_id: id } = await liveEvent(one, room);
+        await recorded(alice, 1200); // of less than half a second it says 0:00
         await alice.mouse.up();
         await bob.waitForSelector(".cards .voice.live", { state: "detached" });
         await bob.waitForFunction(() => /0:[0-9]*[1-9]/.test([...document.querySelectorAll(".cards .voice-time")].at(-1).textContent));
         await alice.waitForSelector(".about", { state: "detached" });
-        await bob.goto(roomAt(two));
+        await go(bob, inRoom);
         await arrived(bob, two, room, before + 1);
         await bob.waitForSelector(`[id="event-${id}"] .quotation`);
     });
@@ -131,8 +173,7 @@ export async function liveVoice({ alice, bob, one, two, room, look }) {
         await bob.waitForSelector(".voice.live");
         await alice.waitForSelector(".voice.live");
         const { content, event_id: id } = await liveEvent(one, room);
-        await alice.mouse.move(box.x - 150, box.y + 20, { steps: 5 });
-        await alice.mouse.up();
+        await slideAway(alice, box);
         await Promise.all([alice, bob].map((page) => page.waitForSelector(`[id="event-${id}"]`, { state: "detached" })));
         await alice.waitForSelector(".live-notice:not(:empty)");
         await look(alice, "live-taken-back");
@@ -149,9 +190,14 @@ export async function liveVoice({ alice, bob, one, two, room, look }) {
         const told = [];
         const watch = (request) => request.url().includes("/send/m.room.message/") && told.push(request.url());
         alice.on("request", watch);
-        const { box } = await press(alice);
-        await alice.mouse.move(box.x - 150, box.y + 20, { steps: 3 });
-        await alice.mouse.up();
+        await alice.waitForSelector(".live-switch[aria-checked=true]");
+        await alice.hover(".talk");
+        const box = await alice.locator(".talk").boundingBox();
+        // Without waiting for each other: on a busy machine it would not be a slip otherwise.
+        const hand = await alice.context().newCDPSession(alice);
+        const at = (type, x) => hand.send("Input.dispatchMouseEvent", { type, x, y: box.y + 20, button: "left", buttons: type === "mouseReleased" ? 0 : 1, clickCount: 1 });
+        await Promise.all([at("mousePressed", box.x + 20), at("mouseMoved", box.x - 150), at("mouseReleased", box.x - 150)]);
+        await hand.detach();
         await alice.waitForSelector("textarea");
         await alice.waitForTimeout(600); // longer than others wait to be told
         alice.off("request", watch);

@@ -27,7 +27,8 @@ export function Composer({ room }: { room: Room }) {
     const about = composing.value;
     const maySend = room.maySendMessage();
 
-    useEffect(() => {
+    // Before anything is painted: what is typed as soon as the room is seen shall not be lost.
+    useLayoutEffect(() => {
         // A phone would cover half of the messages with its keyboard.
         if (matchMedia("(hover: hover)").matches) input.current?.focus();
     }, []);

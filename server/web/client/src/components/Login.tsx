@@ -1,5 +1,5 @@
 import { useSignal } from "@preact/signals";
-import { useEffect } from "preact/hooks";
+import { useEffect, useLayoutEffect, useRef } from "preact/hooks";
 import { language, languages, setLanguage, t } from "../i18n";
 import { leaveForCompany, register, signInWithPassword, waysIn, type Credentials, type WaysIn } from "../matrix/account";
 import { problem } from "../matrix/problem";
@@ -20,6 +20,9 @@ export function Login({ problem: earlier, onSignedIn }: Props) {
     const ways = useSignal<WaysIn>({ password: true, companies: [] });
     useEffect(() => void waysIn().then((found) => (ways.value = found), (error) => console.warn("ways to sign in", error)), []);
     const { password: byPassword, companies } = ways.value;
+    const form = useRef<HTMLFormElement>(null);
+    // The attribute autofocus does that only once in the life of a page, and a frame later.
+    useLayoutEffect(() => form.current?.querySelector("input")?.focus(), [creating.value]);
     const given = new URLSearchParams(location.hash.replace(/^#register\??/, "")).get("registration_token") ?? "";
 
     async function submit(event: SubmitEvent): Promise<void> {
@@ -50,11 +53,11 @@ export function Login({ problem: earlier, onSignedIn }: Props) {
             <h1>{creating.value ? t("register.title") : t("login.title")}</h1>
             {creating.value && <p class="hint">{t("register.welcome", { server: location.host })}</p>}
             {(byPassword || creating.value) && (
-                <form onSubmit={submit}>
+                <form ref={form} onSubmit={submit}>
                     {creating.value && (
                         <label>
                             {t("register.name")}
-                            <input name="name" autocomplete="name" maxLength={100} autofocus />
+                            <input name="name" autocomplete="name" maxLength={100} />
                         </label>
                     )}
                     <label>
@@ -65,7 +68,6 @@ export function Login({ problem: earlier, onSignedIn }: Props) {
                             autocapitalize="none"
                             spellcheck={false}
                             required
-                            autofocus={!creating.value}
                             aria-describedby={creating.value ? "user-help" : undefined}
                         />
                         {creating.value && <small id="user-help">{t("register.userHelp")}</small>}

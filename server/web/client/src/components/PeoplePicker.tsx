@@ -1,5 +1,5 @@
 import { useSignal } from "@preact/signals";
-import { useEffect } from "preact/hooks";
+import { useLayoutEffect } from "preact/hooks";
 import { t } from "../i18n";
 import { addressIn, lookUp, searchPeople, serverOf, type Person } from "../matrix/people";
 import { problem } from "../matrix/problem";
@@ -19,7 +19,8 @@ export function PeoplePicker({ label, without = [], onPick }: Props) {
     const found = useSignal<Person[]>([]);
     const status = useSignal("");
     const busy = useSignal(false);
-    useEffect(() => {
+    // At once: Enter must not take somebody who was found for another text.
+    useLayoutEffect(() => {
         const term = text.value.trim();
         found.value = [];
         status.value = "";

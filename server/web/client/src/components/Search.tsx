@@ -1,10 +1,12 @@
 import { useSignal } from "@preact/signals";
+import { useRef } from "preact/hooks";
 import type { ISearchResults } from "matrix-js-sdk";
 import { day, t, time } from "../i18n";
 import { bodyOf, senderName, voiceOf } from "../matrix/messages";
 import { problem as sentence } from "../matrix/problem";
 import { me } from "../matrix/session";
 import { href } from "../route";
+import { focused } from "./focused";
 import { PageHeader } from "./PageHeader";
 import { VoiceMessage } from "./VoiceMessage";
 
@@ -13,6 +15,8 @@ export function Search() {
     const results = useSignal<ISearchResults | null>(null);
     const problem = useSignal("");
     const busy = useSignal(false);
+    /** Counts the searches: what an earlier one finds is of no interest any more. */
+    const asked = useRef(0);
 
     async function submit(event: SubmitEvent): Promise<void> {
         event.preventDefault();
@@ -23,14 +27,16 @@ export function Search() {
     }
 
     async function run(search: () => Promise<ISearchResults>): Promise<void> {
+        const mine = ++asked.current;
         busy.value = true;
         problem.value = "";
         try {
-            results.value = { ...(await search()) }; // the SDK puts more into the same object
+            const found = await search();
+            if (mine === asked.current) results.value = { ...found }; // the SDK puts more into the same object
         } catch (error) {
-            problem.value = sentence(error);
+            if (mine === asked.current) problem.value = sentence(error);
         } finally {
-            busy.value = false;
+            if (mine === asked.current) busy.value = false;
         }
     }
     const found = results.value;
@@ -40,8 +46,8 @@ export function Search() {
         <>
             <PageHeader title={t("search.title")} />
             <form class="search-form" role="search" onSubmit={submit}>
-                <input name="term" type="search" placeholder={t("search.placeholder")} aria-label={t("search.placeholder")} autofocus />
-                <button class="primary" disabled={busy.value}>
+                <input name="term" type="search" placeholder={t("search.placeholder")} aria-label={t("search.placeholder")} ref={focused} />
+                <button class="primary">
                     {t("search.title")}
                 </button>
             </form>

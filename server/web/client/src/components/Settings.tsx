@@ -1,5 +1,5 @@
 import { useSignal } from "@preact/signals";
-import { useEffect } from "preact/hooks";
+import { useEffect, useRef } from "preact/hooks";
 import type { IMyDevice } from "matrix-js-sdk";
 import { day, language, languages, setLanguage, t, time } from "../i18n";
 import { problem } from "../matrix/problem";
@@ -64,8 +64,12 @@ function Profile() {
     const user = me().getUserId()!;
     const saved = useSignal(me().getUser(user)?.displayName ?? "");
     const said = useSignal("");
+    const typed = useRef(false);
     useEffect(() => {
-        me().getProfileInfo(user).then((p) => (saved.value = p.displayname ?? ""), () => undefined);
+        const known = (profile: { displayname?: string }): void => {
+            if (!typed.current) saved.value = profile.displayname ?? ""; // it would take the place of what somebody is typing
+        };
+        me().getProfileInfo(user).then(known, () => undefined);
     }, []);
     async function submit(event: SubmitEvent): Promise<void> {
         event.preventDefault();
@@ -84,7 +88,7 @@ function Profile() {
             <form class="inline" onSubmit={submit}>
                 <label>
                     {t("settings.name")}
-                    <input name="name" value={saved.value} maxLength={100} autocomplete="name" />
+                    <input name="name" value={saved.value} maxLength={100} autocomplete="name" onInput={() => (typed.current = true)} />
                 </label>
                 <button>{t("app.save")}</button>
             </form>
@@ -198,19 +202,27 @@ function Notifications() {
 function Choice({ type, standard, children }: { type: string; standard: boolean; children: string }) {
     followRevision();
     const trouble = useSignal("");
-    const enabled = me().getAccountData(type as any)?.getContent().enabled ?? standard;
+    /** What was just chosen, until the server has it: otherwise the next thing that happens would show the old choice again. */
+    const chosen = useSignal<boolean | undefined>(undefined);
+    const enabled = chosen.value ?? me().getAccountData(type as any)?.getContent().enabled ?? standard;
+    async function choose(enabled: boolean): Promise<void> {
+        chosen.value = enabled;
+        trouble.value = "";
+        try {
+            await me().setAccountData(type as any, { enabled } as any);
+        } catch (error) {
+            trouble.value = problem(error);
+        } finally {
+            if (chosen.value === enabled) chosen.value = undefined;
+        }
+    }
     return (
         <>
             <label class="switch">
                 <input
                     type="checkbox"
                     checked={enabled}
-                    onChange={(e) => {
-                        const content = { enabled: e.currentTarget.checked };
-                        me()
-                            .setAccountData(type as any, content as any)
-                            .catch((error) => (trouble.value = problem(error)));
-                    }}
+                    onChange={(e) => void choose(e.currentTarget.checked)}
                 />
                 {children}
             </label>

@@ -7,6 +7,7 @@ import { outbox } from "../matrix/outbox";
 import { LiveSpeech, notice, possible, prepareLive, speaking, want, wanted } from "../voice/live";
 import { Recorder } from "../voice/recorder";
 import { sendVoice } from "../voice/send";
+import { focused } from "./focused";
 import { Icon } from "./Icon";
 
 /** Pixels that the finger must travel. */
@@ -22,11 +23,6 @@ interface Props {
 }
 
 const recorder = new Recorder(); // one microphone for the whole page
-
-/** Takes the focus of what was pressed and has gone. The attribute autofocus does that only once in the life of a page. */
-function focused(element: HTMLElement | null): void {
-    element?.focus();
-}
 
 /** Hold to talk and let go to send; slide left to cancel, up to lock; a tap locks at once. */
 export function TalkButton({ room, onRecording, onProblem }: Props) {
@@ -136,7 +132,7 @@ export function TalkButton({ room, onRecording, onProblem }: Props) {
         if (e.button !== 0 || state.value !== "idle") return;
         e.preventDefault();
         button.current!.setPointerCapture(e.pointerId);
-        start.current = { x: e.clientX, y: e.clientY, at: performance.now() };
+        start.current = { x: e.clientX, y: e.clientY, at: e.timeStamp };
         begin("holding");
     }
 
@@ -147,9 +143,10 @@ export function TalkButton({ room, onRecording, onProblem }: Props) {
         else if (offset.value.y < -lockAt) state.value = "locked";
     }
 
-    function up(): void {
+    function up(e: PointerEvent): void {
         if (state.value !== "holding") return;
-        if (performance.now() - start.current.at < tap) state.value = "locked";
+        // By when it happened: a busy machine may be told of the press and the release at once.
+        if (e.timeStamp - start.current.at < tap) state.value = "locked";
         else void finish();
     }
 
@@ -247,6 +244,12 @@ function noMicrophone(error: Error): string {
 
 /** Time and loudness while one speaks. */
 function Level() {
+    if (!recorder.running.value)
+        return (
+            <span class="level opening" role="status">
+                {t("voice.opening")}
+            </span>
+        );
     const time = duration(recorder.elapsed.value);
     return (
         <span class="level" role="timer" aria-label={t("voice.recording", { time })}>

@@ -109,12 +109,16 @@ export function Timeline({ room, eventId }: { room: Room; eventId?: string }) {
     function show(id: string): void {
         const at = list.current?.querySelector(`[data-events~="${CSS.escape(id)}"]`);
         at?.scrollIntoView({ block: "center" });
-        requestAnimationFrame(() => {
+        // What was far from sight comes back a few frames later, or more on a slow machine.
+        const end = performance.now() + 5000;
+        const find = (): void => {
             const target = document.getElementById(`event-${id}`);
+            if (!target && at?.isConnected && performance.now() < end) requestAnimationFrame(find);
             target?.scrollIntoView({ block: "center" });
             target?.querySelector("article")?.focus({ preventScroll: true });
             target?.classList.add("found");
-        });
+        };
+        requestAnimationFrame(find);
     }
 
     /** Fetches earlier messages; false if there are none. */

@@ -130,6 +130,7 @@ export const de: Dictionary = {
     "voice.hold": "Zum Sprechen halten",
     "voice.holdHelp": "Zum Sprechen halten; nach links schieben bricht ab, nach oben hält fest. Mit der Tastatur: Eingabetaste beginnt und beendet.",
     "voice.recording": "Aufnahme, {time}",
+    "voice.opening": "Das Mikrofon geht auf …",
     "voice.slide": "Nach links: abbrechen, nach oben: festhalten",
     "voice.locked": "Die Aufnahme läuft, bis du sie sendest",
     "voice.sendIt": "Sprachnachricht senden",

@@ -128,6 +128,7 @@ export const en = {
     "voice.hold": "Hold to talk",
     "voice.holdHelp": "Hold to talk; slide left to cancel, up to lock. By keyboard: press Enter to start and stop.",
     "voice.recording": "Recording, {time}",
+    "voice.opening": "Opening the microphone …",
     "voice.slide": "Slide left to cancel, up to lock",
     "voice.locked": "Recording goes on until you send it",
     "voice.sendIt": "Send the voice message",

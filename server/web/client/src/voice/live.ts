@@ -38,8 +38,8 @@ export function passing(error: any): boolean {
     return unreachable(error) || retryAfter(error) !== undefined || error?.name === "TimeoutError";
 }
 
-/** Whether the server offers it at all. */
-const offered = signal(false);
+/** Whether the server offers it at all; undefined until that is known. */
+const offered = signal<boolean | undefined>(undefined);
 /** The rooms in which this person wants it, on this device. */
 const chosen = signal(new Set<string>(JSON.parse(localStorage.getItem(chosenKey) ?? "[]") as string[]));
 /** What is said through this page now. */
@@ -96,14 +96,20 @@ export function vanished(event: MatrixEvent): boolean {
     return takenBack.has(event.getId() ?? "") || event.getUnsigned().redacted_because?.content?.[marker as "reason"] !== undefined;
 }
 
-/** Whether one can be heard in a room while one speaks. The server must be able to read along, so not where it is encrypted. */
+/** The server must be able to read along, so not where it is encrypted; and the browser must be able to record so. */
+function suits(room: Room): boolean {
+    return !room.hasEncryptionStateEvent() && liveType() !== undefined;
+}
+
+/** Whether one can be heard in a room while one speaks. */
 export function possible(room: Room): boolean {
-    return offered.value && !room.hasEncryptionStateEvent() && liveType() !== undefined;
+    return offered.value === true && suits(room);
 }
 
 /** Whether this person wants to be heard in a room while they speak. */
 export function wanted(room: Room): boolean {
-    return possible(room) && chosen.value.has(room.roomId);
+    // Chosen is what was offered. Just after the page was opened that is not known anew, but somebody may speak already.
+    return offered.value !== false && suits(room) && chosen.value.has(room.roomId);
 }
 
 export function want(room: Room, on: boolean): void {

@@ -31,6 +31,8 @@ const keepWarm = 30_000;
 export class Recorder {
     /** Loudness now, 0 to 1. */
     readonly level = signal(0);
+    /** Whether what is said now is recorded. Until the microphone is open it is not. */
+    readonly running = signal(false);
     /** Milliseconds recorded so far. */
     readonly elapsed = signal(0);
 
@@ -97,6 +99,7 @@ export class Recorder {
         };
         this.#recorder.start(onChunk ? liveSlice : 250);
         this.#started = performance.now();
+        this.running.value = true;
         this.#ticker = window.setInterval(() => this.#measure(), 50);
     }
 
@@ -130,6 +133,7 @@ export class Recorder {
     #end(recorder: MediaRecorder): Promise<void> {
         clearInterval(this.#ticker);
         this.level.value = 0;
+        this.running.value = false;
         this.#recorder = undefined;
         this.#cool();
         if (recorder.state === "inactive") return Promise.resolve();
