@@ -31,6 +31,7 @@ type story struct {
 }
 
 func TestServersConvergeWhateverHappens(t *testing.T) {
+	t.Parallel() // long, and only with itself
 	for _, version := range []string{"2", "6", "10", "11", "12"} {
 		for seed := range uint64(2) {
 			t.Run(fmt.Sprintf("version %s, seed %d", version, seed), func(t *testing.T) {
@@ -51,6 +52,7 @@ func TestServersConvergeWhateverHappens(t *testing.T) {
 
 // One of the servers knows the room without its members for the first half.
 func TestAPartialServerConvergesWithThoseThatKnewAllAlong(t *testing.T) {
+	t.Parallel() // long, and only with itself
 	for _, version := range []string{"2", "6", "10", "11", "12"} {
 		for seed := range uint64(2) {
 			t.Run(fmt.Sprintf("version %s, seed %d", version, seed), func(t *testing.T) {

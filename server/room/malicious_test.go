@@ -97,6 +97,7 @@ func rawWith(e *matrix.Event, key string, value any) json.RawMessage {
 }
 
 func TestMalformedEventsCostNothing(t *testing.T) {
+	t.Parallel() // long, and only with itself
 	for name, make := range map[string]func(e *matrix.Event) json.RawMessage{
 		"21 prev_events":  func(e *matrix.Event) json.RawMessage { return rawWith(e, "prev_events", nowheres(1, 21)) },
 		"11 auth_events":  func(e *matrix.Event) json.RawMessage { return rawWith(e, "auth_events", nowheres(1, 11)) },

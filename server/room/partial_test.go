@@ -448,6 +448,7 @@ func TestAPartialRoomOnEachDatabase(t *testing.T) {
 
 // Between any two writes on the way to a whole state the process may be gone. What was judged again by then is judged once more.
 func TestAReplayThatIsCutOffBeginsAnew(t *testing.T) {
+	t.Parallel() // long, and only with itself
 	storagetest.Each(t, func(t *testing.T, _ *storage.DB) {
 		onPostgres, step := strings.HasSuffix(t.Name(), "/postgres"), 1
 		if onPostgres {

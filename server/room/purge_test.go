@@ -148,6 +148,7 @@ func (a *at) purge() {
 
 // TestWhatAPurgeLeavesReadsAsBefore purges rooms with forks at a random point, between what others do and late news from them.
 func TestWhatAPurgeLeavesReadsAsBefore(t *testing.T) {
+	t.Parallel() // long, and only with itself
 	eachKind(t, func(t *testing.T, open func() *storage.DB) {
 		for i, version := range []string{"2", "6", "10", "11", "12"} {
 			seeds := uint64(2)
@@ -357,6 +358,7 @@ func (a *at) restart() *at {
 
 // TestPurgeThatIsCutOffEndsAsIfItWereNot stops a purge at each boundary between two steps, on one of the databases.
 func TestPurgeThatIsCutOffEndsAsIfItWereNot(t *testing.T) {
+	t.Parallel() // long, and only with itself
 	eachKind(t, func(t *testing.T, open func() *storage.DB) {
 		for name, ask := range map[string]func(a *at, room matrix.RoomID, middle matrix.EventID) error{
 			"history": func(a *at, room matrix.RoomID, middle matrix.EventID) error {
