@@ -5,9 +5,15 @@ import { ask, voices } from "./servers.mjs";
 const marker = "im.parley.voice.live";
 
 /** Presses the button to talk where others hear it meanwhile. */
-async function press(page) {
+export async function press(page) {
     await page.waitForSelector(".live-switch[aria-checked=true]"); // after a reload it takes a moment
     return pressButton(page);
+}
+
+/** Lets the button go, not so soon that it would be a tap. */
+async function release(page) {
+    await recorded(page, 500);
+    await page.mouse.up();
 }
 
 /** Notes on a page when it records, sends, gets and plays. Milliseconds since 1970. */
@@ -60,8 +66,11 @@ export function listen(page) {
 
 export const noted = (page) => page.evaluate(() => window.noted);
 
+/** On the way from the press to the sound, in the order in which they come; the first seven are the talker's. */
+export const stations = ["pressed", "recording", "chunk", "appending", "appended", "told", "taken", "synced", "shown", "asked", "bytes", "playing", "heard"];
+
 /** What came when, each by so much later than the press. */
-function split(press, times) {
+export function split(press, times) {
     return Object.entries(times)
         .map(([what, time]) => `${what} ${time === undefined ? "?" : time - press}`)
         .join(", ");
@@ -122,19 +131,17 @@ export async function liveVoice({ alice, bob, one, two, room, look }) {
         const released = Date.now();
         await alice.mouse.up();
         await bob.waitForFunction(() => window.noted.ended);
-        const [talker, listener] = [await noted(alice), await noted(bob)];
+        const times = { ...(await noted(alice)), ...(await noted(bob)) };
         const [home, away] = await Promise.all(readers);
         if (home.length || away.length) throw new Error("a length was told before it was known");
         if (!(home.first < released && away.first < released)) throw new Error("the readers got nothing before it ended");
         if (home.bytes.length === 0 || !home.bytes.equals(away.bytes)) throw new Error(`${home.bytes.length} bytes here, ${away.bytes.length} there`);
         const whole = await Promise.all([read(one, event.content.url), read(two, event.content.url)]);
         if (!whole.every(({ bytes }) => bytes.equals(home.bytes))) throw new Error("afterwards it is another file");
-        const { pressed, recording, chunk, told, taken, appending, appended } = talker;
-        const { synced, shown, asked, bytes, playing, heard, complete } = listener;
+        const way = Object.fromEntries(stations.map((what) => [what, times[what]]));
         return [
-            `heard ${heard - at} ms after the press (${split(at, { pressed, recording, chunk, told, taken, appending, appended })}`,
-            `there ${split(at, { synced, shown, asked, bytes, playing, heard })})`,
-            `from the release: last byte here after ${home.last - released} ms, there ${away.last - released} ms, complete ${complete - released} ms`,
+            `heard ${times.heard - at} ms after the press (${split(at, way)})`,
+            `from the release: last byte here after ${home.last - released} ms, there ${away.last - released} ms, complete ${times.complete - released} ms`,
         ].join("; ");
     });
     await step("then it is an ordinary message, played and unedited", async () => {
@@ -197,9 +204,15 @@ export async function liveVoice({ alice, bob, one, two, room, look }) {
         const hand = await alice.context().newCDPSession(alice);
         const at = (type, x) => hand.send("Input.dispatchMouseEvent", { type, x, y: box.y + 20, button: "left", buttons: type === "mouseReleased" ? 0 : 1, clickCount: 1 });
         await Promise.all([at("mousePressed", box.x + 20), at("mouseMoved", box.x - 150), at("mouseReleased", box.x - 150)]);
-        await hand.detach();
         await alice.waitForSelector("textarea");
         await alice.waitForTimeout(600); // longer than others wait to be told
+        // A slow one: nobody is told while it is about to be taken back, and what the server has of it goes.
+        const gone = alice.waitForResponse((answer) => answer.request().method() === "DELETE" && answer.url().includes("/live/") && answer.ok());
+        await Promise.all([at("mousePressed", box.x + 20), at("mouseMoved", box.x - 20)]);
+        await recorded(alice, 600);
+        await Promise.all([at("mouseMoved", box.x - 150), at("mouseReleased", box.x - 150)]);
+        await gone;
+        await hand.detach();
         alice.off("request", watch);
         if (told.length || (await voices(two, room)) !== before) throw new Error("it was sent");
     });
@@ -211,7 +224,7 @@ export async function liveVoice({ alice, bob, one, two, room, look }) {
         await alice.waitForSelector(".live-state.interrupted");
         await alice.unroute("**/im.parley.voice/live/**");
         await alice.waitForSelector(".live-state.on");
-        await alice.mouse.up();
+        await release(alice);
         await alice.waitForSelector(".outgoing", { state: "detached" });
         await arrived(bob, two, room, before + 1);
     });
@@ -221,7 +234,7 @@ export async function liveVoice({ alice, bob, one, two, room, look }) {
         await bob.waitForSelector(".voice.live");
         await alice.route("**/im.parley.voice/live/**", (route) => route.abort());
         await alice.waitForSelector(".live-state.interrupted");
-        await alice.mouse.up();
+        await release(alice);
         await alice.waitForSelector(".outgoing-problem");
         await alice.unroute("**/im.parley.voice/live/**");
         await alice.reload();
@@ -240,7 +253,7 @@ export async function liveVoice({ alice, bob, one, two, room, look }) {
         await alice.unroute("**/im.parley.voice/live/**");
         await alice.waitForSelector(".live-state.off");
         await look(alice, "live-off");
-        await alice.mouse.up();
+        await release(alice);
         await alice.waitForSelector(".live-notice:not(:empty)");
         await bob.waitForSelector(`[id="event-${cut}"]`, { state: "detached" });
         await arrived(bob, two, room, before + 1);
@@ -251,7 +264,7 @@ export async function liveVoice({ alice, bob, one, two, room, look }) {
         await alice.reload(); // a place made ahead is forgotten
         await press(alice);
         await alice.waitForSelector(".live-state.off");
-        await alice.mouse.up();
+        await release(alice);
         await arrived(bob, two, room, before + 1);
         await alice.waitForSelector(".live-notice >> text=Not today");
         await alice.unroute("**/media/v1/create");

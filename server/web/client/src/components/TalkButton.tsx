@@ -13,6 +13,8 @@ import { Icon } from "./Icon";
 /** Pixels that the finger must travel. */
 const cancelAt = 90;
 const lockAt = 70;
+/** Who has come so far to the left may be about to cancel. */
+const hesitatesAt = 15;
 /** A press shorter than this was a tap: it locks instead of sending a click. Milliseconds. */
 const tap = 350;
 
@@ -139,6 +141,7 @@ export function TalkButton({ room, onRecording, onProblem }: Props) {
     function move(e: PointerEvent): void {
         if (state.value !== "holding") return;
         offset.value = { x: Math.min(0, e.clientX - start.current.x), y: Math.min(0, e.clientY - start.current.y) };
+        live.current?.hesitate(offset.value.x < -hesitatesAt);
         if (offset.value.x < -cancelAt) void cancel();
         else if (offset.value.y < -lockAt) state.value = "locked";
     }

@@ -66,13 +66,19 @@ export async function upload(
     return { file: { ...sealed.file, url } };
 }
 
+/** Asks for a file. The body of the answer may still be growing. */
+export async function request(client: MatrixClient, mxc: string, options?: RequestInit): Promise<Response> {
+    const url = client.mxcUrlToHttp(mxc, undefined, undefined, undefined, false, true, true);
+    if (!url) throw new Error("the message has no file");
+    const answer = await fetch(url, { ...options, headers: { Authorization: `Bearer ${client.getAccessToken()}` } });
+    if (!answer.ok) throw Object.assign(new Error(`the server answered ${answer.status}`), { httpStatus: answer.status });
+    return answer;
+}
+
 /** Fetches the file that an event's content refers to, decrypted. */
 export async function download(client: MatrixClient, content: Record<string, any>, type: string): Promise<Blob> {
     const file = content.file as EncryptedFile | undefined;
-    const url = client.mxcUrlToHttp(file?.url ?? content.url, undefined, undefined, undefined, false, true, true);
-    if (!url) throw new Error("the message has no file");
-    const answer = await fetch(url, { headers: { Authorization: `Bearer ${client.getAccessToken()}` } });
-    if (!answer.ok) throw new Error(`the server answered ${answer.status}`);
+    const answer = await request(client, file?.url ?? content.url);
     if (!file) return answer.blob();
     return new Blob([await decrypt(await answer.arrayBuffer(), file)], { type });
 }

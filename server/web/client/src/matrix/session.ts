@@ -63,16 +63,24 @@ export async function start(credentials: Credentials): Promise<void> {
     });
 }
 
+/** So long without a change is a quiet moment. Milliseconds. */
+const quiet = 50;
+
 /** Keeps revision in step with whatever may change what is shown, at most once a frame. */
 function watch(matrix: MatrixClient): void {
     let waiting = false;
+    let last = 0;
+    const show = (): void => {
+        waiting = false;
+        last = performance.now();
+        revision.value++;
+    };
     const changed = (): void => {
         if (waiting) return;
         waiting = true;
-        requestAnimationFrame(() => {
-            waiting = false;
-            revision.value++;
-        });
+        // After a quiet moment it is there in the next frame, not in the one after it.
+        if (performance.now() - last > quiet) setTimeout(show);
+        else requestAnimationFrame(show);
     };
     for (const event of [
         "Room", "Room.timeline", "Room.timelineReset", "Room.localEchoUpdated", "Room.receipt", "Room.name", "Room.myMembership",

@@ -11,8 +11,11 @@ export const marker = "im.parley.voice.live";
 const prefix = "/_matrix/client/unstable/im.parley.voice";
 const chosenKey = "parley.live";
 
-/** So long after the press others are told, so that a slip of the finger is not heard. Milliseconds. */
-const grace = 400;
+/**
+ * So long after the press others are told, so that a slip of the finger is not heard; while the finger slides away they are not told at
+ * all. What is said meanwhile is on the server by then. Milliseconds.
+ */
+const grace = 250;
 /** The longest wait for the answer to one request. Milliseconds. */
 const patience = 30_000;
 /** What is behind after an outage is caught up with in parts of so many bytes. */
@@ -217,7 +220,11 @@ export class LiveSpeech {
     readonly full = signal(false);
 
     #chunks: Blob[] = [];
-    #due = false;
+    #tell = (): void => undefined;
+    /** When others are to be told, or it is over. */
+    #due = new Promise<void>((resolve) => (this.#tell = resolve));
+    #early = true;
+    #hesitates = false;
     #timer: number;
     #running: Promise<unknown> | undefined;
     #over = new AbortController();
@@ -231,31 +238,35 @@ export class LiveSpeech {
     ) {
         prepareLive();
         this.#timer = window.setTimeout(() => {
-            this.#due = true;
-            this.#begin();
+            this.#early = false;
+            this.hesitate(this.#hesitates);
         }, grace);
         speaking.value = this;
     }
 
-    /** Takes the next part of the recording. */
-    take(chunk: Blob): void {
-        this.#chunks.push(chunk);
-        this.#begin();
-        this.#wake();
+    /** While the person may be about to take it back, nobody who was not told yet is told. */
+    hesitate(hesitates: boolean): void {
+        this.#hesitates = hesitates;
+        if (!hesitates && !this.#early) this.#tell();
     }
 
-    #begin(): void {
-        if (!this.#due || this.#running || this.#over.signal.aborted || this.#chunks.length === 0) return;
-        this.#running = this.#run();
+    /** Takes the next part of the recording. */
+    take(chunk: Blob): void {
+        if (chunk.size === 0) return;
+        this.#chunks.push(chunk);
+        if (!this.#over.signal.aborted) this.#running ??= this.#run();
+        this.#wake();
     }
 
     async #run(): Promise<void> {
         if (!(await this.#persist(async () => (this.live ??= await this.#describe())))) return;
         const live = this.live!;
         // The event and the sound do not wait for each other.
-        const told = this.#persist(() => announce(live, this.#hung.signal)).then((done) => {
-            if (done && this.state.value !== "off") this.state.value = "on";
-        });
+        const told = this.#due
+            .then(() => this.#persist(() => announce(live, this.#hung.signal)))
+            .then((done) => {
+                if (done && this.state.value !== "off") this.state.value = "on";
+            });
         while (!this.#over.signal.aborted) {
             const recording = new Blob(this.#chunks);
             if (recording.size > live.sent) {
@@ -287,7 +298,7 @@ export class LiveSpeech {
 
     /** Tries until it works; false if it never will, or the speech is over. */
     async #persist(what: () => Promise<unknown>): Promise<boolean> {
-        for (let pause = 250; !this.#over.signal.aborted; pause = Math.min(2 * pause, 4000)) {
+        for (let pause = 250; !this.#over.signal.aborted && this.state.value !== "off"; pause = Math.min(2 * pause, 4000)) {
             try {
                 await what();
                 return true;
@@ -316,6 +327,7 @@ export class LiveSpeech {
     async stop(): Promise<void> {
         clearTimeout(this.#timer);
         this.#over.abort();
+        this.#tell(); // which nobody does now
         this.#wake();
         const giveUp = setTimeout(() => this.#hung.abort(), 1500);
         await Promise.race([this.#running, new Promise((resolve) => setTimeout(resolve, 2000))]);
@@ -325,5 +337,6 @@ export class LiveSpeech {
     /** Nothing more is said of it here. */
     leave(): void {
         if (speaking.value === this) speaking.value = null;
+        if (this.state.value !== "off") prepareLive(); // where there is one there is often another
     }
 }

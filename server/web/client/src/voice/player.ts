@@ -1,6 +1,6 @@
 import { signal } from "@preact/signals";
 import { RoomEvent, type MatrixClient, type MatrixEvent } from "matrix-js-sdk";
-import { download, mediaLink } from "../matrix/attachments";
+import { download, mediaLink, request } from "../matrix/attachments";
 import { me } from "../matrix/session";
 import { isLive } from "./live";
 import { played } from "./played";
@@ -43,6 +43,7 @@ class Player {
         this.#audio.addEventListener("progress", () => this.#measure());
         this.#audio.addEventListener("playing", () => {
             this.playing.value = true;
+            this.loading.value = false;
             cancelAnimationFrame(this.#ticker);
             this.#tick();
         });
@@ -97,6 +98,7 @@ class Player {
         try {
             if (this.current.value?.getId() !== event.getId() || this.failed.value === event.getId()) await this.#load(event);
             this.#audio.playbackRate = this.speed.value;
+            this.loading.value = this.#audio.readyState < HTMLMediaElement.HAVE_FUTURE_DATA;
             await this.#audio.play();
             played.markPlayed(event);
         } catch (error) {
@@ -114,7 +116,6 @@ class Player {
         this.position.value = played.position(event);
         this.available.value = 0;
         await this.#open(event);
-        this.loading.value = false;
     }
 
     /**
@@ -126,7 +127,7 @@ class Player {
         this.#close();
         const type = isLive(event) && streamable(String(content.info?.mimetype));
         if (type) {
-            const stream = new Stream(() => mediaLink(me(), content.url), type, (error) => {
+            const stream = new Stream((signal) => request(me(), content.url, { signal, cache: "no-store" }), type, (error) => {
                 console.warn("a live message broke off", error);
                 if (this.current.value !== event) return;
                 this.#audio.pause();
@@ -134,7 +135,8 @@ class Player {
             });
             this.#stream = stream;
             this.#audio.disableRemotePlayback = true; // Safari plays what is still coming only so
-            await this.#source(event, stream.url);
+            this.#audio.src = stream.url; // nothing of it needs to be known before it plays
+            if (this.position.value > 0) this.#audio.currentTime = this.position.value / 1000;
             return;
         }
         for (const container of content.file ? [] : [playable(), undefined]) {

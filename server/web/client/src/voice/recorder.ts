@@ -20,6 +20,8 @@ export function liveType(): string | undefined {
 
 /** How often a part of what others hear meanwhile is given away. Milliseconds. */
 const liveSlice = 200;
+/** The first parts come in between as well: until a listener's browser has that much, it waits. Milliseconds after the beginning. */
+const earlyParts = [100, 300, 500];
 
 /** How long the microphone is kept open after a recording, so that the next one starts at once. Milliseconds. */
 const keepWarm = 30_000;
@@ -46,6 +48,7 @@ export class Recorder {
     #started = 0;
     #ticker = 0;
     #cooling = 0;
+    #early: number[] = [];
 
     /** Opens the microphone, which may ask the person for permission. */
     async prepare(): Promise<void> {
@@ -86,7 +89,7 @@ export class Recorder {
         await this.prepare();
         clearTimeout(this.#cooling);
         const stream = await this.#stream!;
-        await this.#context!.resume();
+        void this.#context!.resume(); // only the level waits for it
         this.#chunks = [];
         this.#levels = [];
         this.elapsed.value = 0;
@@ -98,6 +101,8 @@ export class Recorder {
             this.#onChunk?.(data);
         };
         this.#recorder.start(onChunk ? liveSlice : 250);
+        const recorder = this.#recorder;
+        if (onChunk) this.#early = earlyParts.map((after) => window.setTimeout(() => recorder.state === "recording" && recorder.requestData(), after));
         this.#started = performance.now();
         this.running.value = true;
         this.#ticker = window.setInterval(() => this.#measure(), 50);
@@ -132,6 +137,7 @@ export class Recorder {
 
     #end(recorder: MediaRecorder): Promise<void> {
         clearInterval(this.#ticker);
+        this.#early.forEach(clearTimeout);
         this.level.value = 0;
         this.running.value = false;
         this.#recorder = undefined;

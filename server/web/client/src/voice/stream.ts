@@ -21,11 +21,13 @@ export class Stream {
     #closed = new AbortController();
     /** The bytes that have come. */
     #received = 0;
+    #opened = new Promise<void>((resolve) => this.#source.addEventListener("sourceopen", () => resolve(), { once: true }));
+    #buffer: SourceBuffer | undefined;
 
-    /** The link is asked for again if the connection breaks. Failed is told if there is no going on. */
+    /** Asks at once, and again if the connection breaks. Failed is told if there is no going on. */
     constructor(
-        link: () => Promise<string>,
-        type: string,
+        readonly ask: (signal: AbortSignal) => Promise<Response>,
+        readonly type: string,
         failed: (error: unknown) => void,
     ) {
         this.url = URL.createObjectURL(this.#source);
@@ -34,7 +36,7 @@ export class Stream {
             if (this.#source.readyState === "open") this.#source.endOfStream("network");
             failed(error);
         };
-        this.#source.addEventListener("sourceopen", () => void this.#run(link, type).catch(broken), { once: true });
+        void this.#run().catch(broken);
     }
 
     close(): void {
@@ -42,12 +44,11 @@ export class Stream {
         URL.revokeObjectURL(this.url);
     }
 
-    async #run(link: () => Promise<string>, type: string): Promise<void> {
-        const buffer = this.#source.addSourceBuffer(type);
+    async #run(): Promise<void> {
         for (let failures = 0; ; ) {
             const before = this.#received;
             try {
-                await this.#fetch(await link(), buffer);
+                await this.#fetch();
                 break;
             } catch (error: any) {
                 if (this.#received > before) failures = 0;
@@ -59,9 +60,9 @@ export class Stream {
     }
 
     /** Reads the recording to its end. While it grows the server knows no ranges, so what has come before is passed over. */
-    async #fetch(link: string, buffer: SourceBuffer): Promise<void> {
-        const answer = await fetch(link, { signal: this.#closed.signal, cache: "no-store" });
-        if (!answer.ok) throw Object.assign(new Error(`the server answered ${answer.status}`), { httpStatus: answer.status });
+    async #fetch(): Promise<void> {
+        const [answer] = await Promise.all([this.ask(this.#closed.signal), this.#opened]);
+        const buffer = (this.#buffer ??= this.#source.addSourceBuffer(this.type));
         let skip = this.#received;
         const reader = answer.body!.getReader();
         for (;;) {
