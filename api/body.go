@@ -168,6 +168,60 @@ func (c *call) write(status int, b []byte) error {
 	return nil
 }
 
+// stream answers 200 with the JSON that make writes. A long answer leaves while it is made; a short one, like an error before the first
+// byte has left, is an answer like any other.
+func (c *call) stream(make func(io.Writer) error) error {
+	s := &streamed{c: c, slow: http.NewResponseController(c.Writer)}
+	err := make(s)
+	if s.begun {
+		_ = s.slow.SetWriteDeadline(time.Time{}) // the connection lives on
+	}
+	switch {
+	case err == nil && !s.begun:
+		return c.replyJSON(s.buf)
+	case err == nil || !s.begun:
+		return err
+	default:
+		// The client must not take the half that it has for the whole.
+		c.a.log.Warn("request broke off", "request", c.id, "route", c.FullPath(), "err", err)
+		panic(http.ErrAbortHandler)
+	}
+}
+
+// streamed holds back the first bytes of an answer.
+type streamed struct {
+	c     *call
+	buf   []byte
+	begun bool
+	slow  *http.ResponseController
+}
+
+// heldBack is how many bytes are held back.
+const heldBack = 64 << 10
+
+func (s *streamed) Write(p []byte) (int, error) {
+	if !s.begun && len(s.buf)+len(p) <= heldBack {
+		s.buf = append(s.buf, p...)
+		return len(p), nil
+	}
+	if !s.begun {
+		s.begun = true
+		s.c.Writer.Header()["Content-Type"] = jsonType
+		s.c.Status(http.StatusOK)
+		if _, err := s.send(s.buf); err != nil {
+			return 0, err
+		}
+		s.buf = nil
+	}
+	return s.send(p)
+}
+
+// send gives a client that does not read only so long.
+func (s *streamed) send(p []byte) (int, error) {
+	_ = s.slow.SetWriteDeadline(time.Now().Add(s.c.a.patience)) // what cannot set one is no network connection
+	return s.c.Writer.Write(p)
+}
+
 // jsonType is shared by all answers and never changed.
 var jsonType = []string{"application/json"}
 

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -392,5 +393,80 @@ func TestBodyThatDoesNotArriveIsGivenUp(t *testing.T) {
 				t.Errorf("got %s, want %d", answer.Status, c.want)
 			}
 		})
+	}
+}
+
+// A long answer leaves while it is made. Who gets half of one, or does not read, is told by a broken connection.
+func TestLongAnswersLeaveWhileTheyAreMade(t *testing.T) {
+	a := newAPI(DefaultConfig(), Deps{Log: slog.New(slog.DiscardHandler)})
+	a.patience = 100 * time.Millisecond
+	piece := []byte(strings.Repeat("x", 10_000))
+	pieces := func(n int, end error) func(*call) error {
+		return func(c *call) error {
+			return c.stream(func(w io.Writer) error {
+				for range n {
+					if _, err := w.Write(piece); err != nil {
+						return err
+					}
+				}
+				return end
+			})
+		}
+	}
+	ended := make(chan error, 1)
+	engine, err := a.engine([]route{
+		{method: get, path: "/short", auth: anybody, handle: pieces(3, nil)},
+		{method: get, path: "/long", auth: anybody, handle: pieces(30, nil)},
+		{method: get, path: "/refused", auth: anybody, handle: pieces(3, matrix.Forbidden("no"))},
+		{method: get, path: "/broken", auth: anybody, handle: pieces(30, errors.New("the database has gone"))},
+		{method: get, path: "/endless", auth: anybody, handle: func(c *call) error {
+			return c.stream(func(w io.Writer) error {
+				for {
+					if _, err := w.Write(piece); err != nil {
+						ended <- err
+						return err
+					}
+				}
+			})
+		}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := httptest.NewServer(engine)
+	defer server.Close()
+	for path, want := range map[string]struct {
+		status, bytes int
+		length        int64
+		broken        bool
+	}{
+		"/short":   {200, 30_000, 30_000, false},
+		"/long":    {200, 300_000, -1, false},
+		"/refused": {403, len(`{"errcode":"M_FORBIDDEN","error":"no"}`), 38, false},
+		"/broken":  {200, 0, -1, true},
+	} {
+		answer, err := http.Get(server.URL + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, err := io.ReadAll(answer.Body)
+		answer.Body.Close()
+		if answer.StatusCode != want.status || answer.ContentLength != want.length || (err != nil) != want.broken || !want.broken && len(text) != want.bytes {
+			t.Errorf("%s: got %d with %d bytes of %d, %v", path, answer.StatusCode, len(text), answer.ContentLength, err)
+		}
+		if answer.Header.Get("Content-Type") != "application/json" {
+			t.Errorf("%s: is %s", path, answer.Header.Get("Content-Type"))
+		}
+	}
+	lazy, err := net.Dial("tcp", server.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lazy.Close()
+	if _, err := io.WriteString(lazy, "GET /endless HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-ended; !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("who does not read: %v", err)
 	}
 }

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"io"
 	"parley.im/parley/server/matrix"
 	"parley.im/parley/server/room"
 )
@@ -120,7 +121,7 @@ func (a *api) state(c *call) error {
 	if err != nil {
 		return err
 	}
-	return c.replyRaw(a.Rooms.State(c.ctx(), id, c.reader()))
+	return c.stream(func(w io.Writer) error { return a.Rooms.State(c.ctx(), w, id, c.reader()) })
 }
 
 // Spec v1.19 client-server-api/#get_matrixclientv3roomsroomidstateeventtypestatekey
@@ -154,7 +155,7 @@ func (a *api) members(c *call) error {
 			return matrix.InvalidParam("there is no such membership")
 		}
 	}
-	return c.replyRaw(a.Rooms.Members(c.ctx(), id, c.reader(), q))
+	return c.stream(func(w io.Writer) error { return a.Rooms.Members(c.ctx(), w, id, c.reader(), q) })
 }
 
 func (a *api) joinedMembers(c *call) error {
@@ -162,8 +163,7 @@ func (a *api) joinedMembers(c *call) error {
 	if err != nil {
 		return err
 	}
-	members, err := a.Rooms.JoinedMembers(c.ctx(), id, c.userID())
-	return c.answer(map[string]map[matrix.UserID]room.JoinedMember{"joined": members}, err)
+	return c.stream(func(w io.Writer) error { return a.Rooms.JoinedMembers(c.ctx(), w, id, c.userID()) })
 }
 
 // Spec v1.19 client-server-api/#forming-relationships-between-events

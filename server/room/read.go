@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"slices"
 
 	"parley.im/parley/server/matrix"
@@ -69,21 +70,84 @@ func (s *Service) accessWhole(ctx context.Context, room matrix.RoomID, user matr
 	return s.access(ctx, room, user)
 }
 
-// State is GET /rooms/{room}/state: the current state, or the state as the user left it. A JSON array.
-func (s *Service) State(ctx context.Context, room matrix.RoomID, r Reader) (json.RawMessage, error) {
+// State is GET /rooms/{room}/state: the current state, or the state as the user left it. It writes a JSON array to w, a piece at a time:
+// an error after the first leaves it unfinished.
+func (s *Service) State(ctx context.Context, w io.Writer, room matrix.RoomID, r Reader) error {
 	a, err := s.accessWhole(ctx, room, r.User)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	events, err := s.StateEvents(ctx, room, a.root, storage.AllState)
+	list := listWriter{w: w}
+	list.begin("[")
+	err = s.statePieces(ctx, a.room.Num, a.root, storage.AllState, func(events []*storage.Event) error {
+		return s.listState(ctx, &list, events)
+	})
 	if err != nil {
-		return nil, err
+		return err
 	}
+	return list.end("]")
+}
+
+// statePiece is how many events of a state are in memory at once while it is written: a room may have hundreds of thousands, and many
+// may ask for them at once.
+const statePiece = 500
+
+// statePieces reads the events of a state piece by piece, in the order in which they came.
+func (s *Service) statePieces(ctx context.Context, room int64, root storage.StateRoot, part storage.StatePart, each func([]*storage.Event) error) error {
+	nums, err := s.o.DB.StateNums(ctx, room, root, part, nil)
+	if err != nil {
+		return err
+	}
+	slices.Sort(nums) // those that came together lie together
+	for piece := range slices.Chunk(nums, statePiece) {
+		events, err := s.o.DB.Events(ctx, piece)
+		if err == nil {
+			err = each(events)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Service) listState(ctx context.Context, list *listWriter, events []*storage.Event) error {
 	written, err := s.stateClients(ctx, events)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return joinArray(written), nil
+	for _, one := range written {
+		list.item(one)
+	}
+	return list.flush()
+}
+
+// listWriter writes JSON that ends in a long list, a piece at a time.
+type listWriter struct {
+	w     io.Writer
+	buf   []byte
+	items bool
+}
+
+func (l *listWriter) begin(opening string) { l.buf = append(l.buf, opening...) }
+
+func (l *listWriter) item(raw []byte) {
+	if l.items {
+		l.buf = append(l.buf, ',')
+	}
+	l.items = true
+	l.buf = append(l.buf, raw...)
+}
+
+func (l *listWriter) flush() error {
+	_, err := l.w.Write(l.buf)
+	l.buf = l.buf[:0]
+	return err
+}
+
+func (l *listWriter) end(closing string) error {
+	l.buf = append(l.buf, closing...)
+	return l.flush()
 }
 
 // stateClients writes state events as they are in a list of state: without what depends on the reader.
@@ -97,21 +161,6 @@ func (s *Service) stateClients(ctx context.Context, events []*storage.Event) ([]
 		all[i] = e.AppendClient(make([]byte, 0, len(e.JSON())), &o)
 	}
 	return all, nil
-}
-
-func joinArray(items []json.RawMessage) json.RawMessage {
-	size := 2
-	for _, item := range items {
-		size += len(item) + 1
-	}
-	b := append(make([]byte, 0, size), '[')
-	for i, item := range items {
-		if i > 0 {
-			b = append(b, ',')
-		}
-		b = append(b, item...)
-	}
-	return append(b, ']')
 }
 
 // StateEvent is GET /rooms/{room}/state/{type}/{key}: the content, or with wholeEvent the event. M_NOT_FOUND if there is none.
@@ -150,29 +199,28 @@ type MembersRequest struct {
 	NotMembership string // not this one
 }
 
-// Members gives the {"chunk": …} of member events.
-func (s *Service) Members(ctx context.Context, room matrix.RoomID, r Reader, q MembersRequest) (json.RawMessage, error) {
+// Members writes the {"chunk": …} of member events to w, as State does.
+func (s *Service) Members(ctx context.Context, w io.Writer, room matrix.RoomID, r Reader, q MembersRequest) error {
 	a, err := s.accessWhole(ctx, room, r.User)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	root, err := s.rootOfToken(ctx, a, q.At)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	members, err := s.StateEvents(ctx, room, root, storage.MembersState)
-	if err != nil {
-		return nil, err
-	}
-	members = slices.DeleteFunc(members, func(e *storage.Event) bool {
-		m := e.Membership()
-		return q.Membership != "" && m != q.Membership || q.NotMembership != "" && m == q.NotMembership
+	list := listWriter{w: w}
+	list.begin(`{"chunk":[`)
+	err = s.statePieces(ctx, a.room.Num, root, storage.MembersState, func(members []*storage.Event) error {
+		return s.listState(ctx, &list, slices.DeleteFunc(members, func(e *storage.Event) bool {
+			m := e.Membership()
+			return q.Membership != "" && m != q.Membership || q.NotMembership != "" && m == q.NotMembership
+		}))
 	})
-	written, err := s.stateClients(ctx, members)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return slices.Concat(json.RawMessage(`{"chunk":`), joinArray(written), json.RawMessage(`}`)), nil
+	return list.end(`]}`)
 }
 
 // rootOfToken is the state at a token, but none later than the reader may see.
@@ -198,38 +246,49 @@ func (s *Service) rootOfToken(ctx context.Context, a *access, token string) (sto
 	return s.after(ctx, events[0], nil)
 }
 
-// JoinedMember is a member as joined_members has it.
-type JoinedMember struct {
+// joinedMember is a member as joined_members has it.
+type joinedMember struct {
 	DisplayName *string `json:"display_name"`
 	AvatarURL   *string `json:"avatar_url"`
 }
 
-// JoinedMembers is GET /rooms/{room}/joined_members, by user. Only for who is in the room.
-func (s *Service) JoinedMembers(ctx context.Context, room matrix.RoomID, user matrix.UserID) (map[matrix.UserID]JoinedMember, error) {
+// JoinedMembers writes the {"joined": …} of GET /rooms/{room}/joined_members to w, as State does. Only members may ask: M_FORBIDDEN.
+func (s *Service) JoinedMembers(ctx context.Context, w io.Writer, room matrix.RoomID, user matrix.UserID) error {
 	a, err := s.accessWhole(ctx, room, user)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if !a.viewer.joinedNow {
-		return nil, matrix.Forbidden("you are not in this room")
+		return matrix.Forbidden("you are not in this room")
 	}
-	events, err := s.StateEvents(ctx, room, a.root, storage.MembersState)
-	if err != nil {
-		return nil, err
-	}
-	joined := map[matrix.UserID]JoinedMember{}
-	for _, e := range events {
-		if e.Membership() != matrix.Join {
-			continue
+	list := listWriter{w: w}
+	list.begin(`{"joined":{`)
+	err = s.statePieces(ctx, a.room.Num, a.root, storage.MembersState, func(events []*storage.Event) error {
+		for _, e := range events {
+			if e.Membership() != matrix.Join {
+				continue
+			}
+			var content map[string]json.RawMessage
+			var m joinedMember
+			_ = json.Unmarshal(e.Content(), &content) // an event's content is always an object
+			_ = json.Unmarshal(content["displayname"], &m.DisplayName)
+			_ = json.Unmarshal(content["avatar_url"], &m.AvatarURL)
+			key, err := json.Marshal(stateKey(e.Event))
+			if err != nil {
+				return err
+			}
+			member, err := json.Marshal(m)
+			if err != nil {
+				return err
+			}
+			list.item(slices.Concat(key, []byte(":"), member))
 		}
-		var content map[string]json.RawMessage
-		var m JoinedMember
-		_ = json.Unmarshal(e.Content(), &content) // an event's content is always an object
-		_ = json.Unmarshal(content["displayname"], &m.DisplayName)
-		_ = json.Unmarshal(content["avatar_url"], &m.AvatarURL)
-		joined[matrix.UserID(stateKey(e.Event))] = m
+		return list.flush()
+	})
+	if err != nil {
+		return err
 	}
-	return joined, nil
+	return list.end(`}}`)
 }
 
 // EventFilter chooses events of rooms. A nil list wants all, an empty one none; '*' in types stands for any text.

@@ -257,13 +257,14 @@ func (s *Service) SendJoin(ctx context.Context, origin matrix.ServerName, room m
 	if err != nil {
 		return SendJoinResponse{}, err
 	}
-	state, err := s.StateEvents(ctx, room, added.Before, storage.AllState)
+	var state []*storage.Event
+	if answer.MembersOmitted = omitMembers; omitMembers {
+		state, err = s.stateWithoutMembers(ctx, r, added.Before, e.Sender())
+	} else {
+		state, err = s.StateEvents(ctx, room, added.Before, storage.AllState)
+	}
 	if err != nil {
 		return SendJoinResponse{}, err
-	}
-	if omitMembers {
-		answer.MembersOmitted = true
-		state = withoutMembers(state, e.Sender())
 	}
 	chain, err := s.AuthChain(ctx, append(slices.Clone(state), added))
 	if err != nil {
@@ -283,22 +284,36 @@ func (s *Service) SendJoin(ctx context.Context, origin matrix.ServerName, room m
 // maxHeroes is how many members stand for the name of a room without one. Spec v1.19 client-server-api/#calculating-the-display-name-for-a-room
 const maxHeroes = 5
 
-// withoutMembers leaves the member events out of a state, but for the heroes if the room has no name.
-func withoutMembers(state []*storage.Event, joining matrix.UserID) []*storage.Event {
+// errEnough ends the reading of a state.
+var errEnough = errors.New("enough")
+
+// stateWithoutMembers is a state without its member events, but with the heroes' if the room has no name. It reads no more of the members
+// than it needs.
+func (s *Service) stateWithoutMembers(ctx context.Context, r *Room, root storage.StateRoot, joining matrix.UserID) ([]*storage.Event, error) {
+	state, err := s.StateEvents(ctx, r.ID, root, storage.OtherState)
 	named := slices.ContainsFunc(state, func(e *storage.Event) bool {
 		return e.Is(matrix.TypeName, "") || e.Is(matrix.TypeCanonicalAlias, "")
 	})
-	var rest, heroes []*storage.Event
-	for _, e := range state {
-		switch {
-		case e.Type() != matrix.TypeMember:
-			rest = append(rest, e)
-		case !named && stateKey(e.Event) != string(joining) && (e.Membership() == matrix.Join || e.Membership() == matrix.Invite):
-			heroes = append(heroes, e)
-		}
+	if err != nil || named {
+		return state, err
 	}
-	slices.SortFunc(heroes, func(a, b *storage.Event) int { return cmp.Compare(a.Num, b.Num) })
-	return append(rest, heroes[:min(len(heroes), maxHeroes)]...)
+	heroes := 0
+	err = s.statePieces(ctx, r.Num, root, storage.MembersState, func(members []*storage.Event) error {
+		for _, e := range members {
+			if stateKey(e.Event) == string(joining) || e.Membership() != matrix.Join && e.Membership() != matrix.Invite {
+				continue
+			}
+			state = append(state, e)
+			if heroes++; heroes == maxHeroes {
+				return errEnough
+			}
+		}
+		return nil
+	})
+	if errors.Is(err, errEnough) {
+		err = nil
+	}
+	return state, err
 }
 
 // SendLeave answers PUT /send_leave.

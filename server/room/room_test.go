@@ -1,6 +1,7 @@
 package room
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -95,12 +96,12 @@ func TestRoomOfEachVersionCanBeCreatedJoinedAndSpokenIn(t *testing.T) {
 				if got := bodies(t, page.Chunk); fmt.Sprint(got) != "[hi]" {
 					t.Errorf("messages %v", got)
 				}
-				state, err := s.State(t.Context(), room, Reader{User: bob})
-				if err != nil {
+				var state bytes.Buffer
+				if err := s.State(t.Context(), &state, room, Reader{User: bob}); err != nil {
 					t.Fatal(err)
 				}
 				var events []json.RawMessage
-				if err := json.Unmarshal(state, &events); err != nil || len(events) != 8 {
+				if err := json.Unmarshal(state.Bytes(), &events); err != nil || len(events) != 8 {
 					t.Errorf("state of %d events, %v", len(events), err)
 				}
 			})
