@@ -246,10 +246,12 @@ func (s *Service) rootOfToken(ctx context.Context, a *access, token string) (sto
 	return s.after(ctx, events[0], nil)
 }
 
-// joinedMember is a member as joined_members has it.
-type joinedMember struct {
-	DisplayName *string `json:"display_name"`
-	AvatarURL   *string `json:"avatar_url"`
+// textOrNull is a JSON text as it is, and null for anything else.
+func textOrNull(raw json.RawMessage) json.RawMessage {
+	if len(raw) > 0 && raw[0] == '"' {
+		return raw
+	}
+	return json.RawMessage("null")
 }
 
 // JoinedMembers writes the {"joined": …} of GET /rooms/{room}/joined_members to w, as State does. Only members may ask: M_FORBIDDEN.
@@ -268,20 +270,12 @@ func (s *Service) JoinedMembers(ctx context.Context, w io.Writer, room matrix.Ro
 			if e.Membership() != matrix.Join {
 				continue
 			}
-			var content map[string]json.RawMessage
-			var m joinedMember
-			_ = json.Unmarshal(e.Content(), &content) // an event's content is always an object
-			_ = json.Unmarshal(content["displayname"], &m.DisplayName)
-			_ = json.Unmarshal(content["avatar_url"], &m.AvatarURL)
 			key, err := json.Marshal(stateKey(e.Event))
 			if err != nil {
 				return err
 			}
-			member, err := json.Marshal(m)
-			if err != nil {
-				return err
-			}
-			list.item(slices.Concat(key, []byte(":"), member))
+			list.item(slices.Concat(key, []byte(`:{"display_name":`), textOrNull(e.ContentMember("displayname")),
+				[]byte(`,"avatar_url":`), textOrNull(e.ContentMember("avatar_url")), []byte(`}`)))
 		}
 		return list.flush()
 	})
