@@ -58,6 +58,16 @@ export async function tell() {
     }
 }
 
+/** Keeps in mind a page, also one that another has opened, until it is closed. */
+function know(page) {
+    const warnings = [];
+    pages.set(page, { warnings });
+    page.on("close", () => pages.delete(page));
+    page.on("console", (message) => {
+        if (/warning|error/.test(message.type())) warnings.splice(0, warnings.length - 4, message.text().slice(0, 300));
+    });
+}
+
 export async function launch(screenshots) {
     folder = screenshots;
     const browser = await chromium.launch({
@@ -68,13 +78,10 @@ export async function launch(screenshots) {
     /** Opens a page as a person of its own would. */
     async function open(url, viewport, options = {}) {
         const context = await browser.newContext({ viewport, permissions: ["microphone", "clipboard-read", "clipboard-write"], locale: "en-US", ...options });
+        context.on("page", know);
         const page = await context.newPage();
-        const warnings = [];
-        pages.set(page, { warnings });
-        page.on("close", () => pages.delete(page));
         page.on("pageerror", (error) => fail(url, error.stack ?? error.message));
         page.on("console", (message) => {
-            if (/warning|error/.test(message.type())) warnings.splice(0, warnings.length - 4, message.text().slice(0, 300));
             if (/Content Security Policy|Content-Security-Policy/.test(message.text())) fail(url, message.text());
         });
         page.on("dialog", (dialog) => fail(url, `the browser's own dialog: ${dialog.message()}`));
