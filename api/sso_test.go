@@ -263,6 +263,21 @@ func TestWhoMaySignInWithACompanyAccount(t *testing.T) {
 	w.failsWith(t, "deactivated", 403)
 }
 
+func TestAdministratorsByTheCompanyAccount(t *testing.T) {
+	w := newSSOWorld(t, func(p *user.SSOProvider, _ *user.Config, _ *Config) {
+		p.Administrators = []user.SSORequirement{{Claim: "groups", Values: []string{"it"}}}
+	})
+	tokens := "/_synapse/admin/v1/registration_tokens"
+	w.idp.is(map[string]any{"sub": "1", "preferred_username": "anna", "groups": []string{"staff", "it"}})
+	anna := w.signIn(t)
+	anna.must("GET", tokens, nil)
+	w.idp.is(map[string]any{"sub": "2", "preferred_username": "bob", "groups": "staff"})
+	w.signIn(t).refused("GET", tokens, nil, 403, "M_FORBIDDEN")
+	w.idp.is(map[string]any{"sub": "1", "groups": []string{"staff"}})
+	w.signIn(t)
+	anna.refused("GET", tokens, nil, 403, "M_FORBIDDEN") // on the other device, too
+}
+
 func TestUnverifiedAddressIsNoUserName(t *testing.T) {
 	w := newSSOWorld(t, func(p *user.SSOProvider, _ *user.Config, _ *Config) { p.UserNameClaim = "email" })
 	w.idp.is(map[string]any{"sub": "1", "email": "boss@acme.example", "email_verified": false})

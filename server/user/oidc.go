@@ -167,7 +167,7 @@ func (p *provider) lacks(said claims) bool {
 	if said.text(p.cfg.userNameClaim()) == "" || said.text(p.cfg.displayNameClaim()) == "" {
 		return true
 	}
-	for _, r := range p.cfg.Require {
+	for _, r := range slices.Concat(p.cfg.Require, p.cfg.Administrators) {
 		if said.find(r.Claim) == nil {
 			return true
 		}

@@ -239,7 +239,11 @@ func (u *Users) userOf(ctx context.Context, p SSOProvider, id storage.ExternalID
 	case a.Locked:
 		return "", false, &SSOError{SSOLocked, fmt.Errorf("%s is locked", user)}
 	}
-	return user, made, nil
+	if admin := said.meet(p.Administrators); len(p.Administrators) > 0 && admin != a.Admin {
+		u.log.Info("administrator by the company account", "user", user, "admin", admin)
+		err = u.SetAdmin(ctx, user, admin)
+	}
+	return user, made, err
 }
 
 // maxNamesakes is how many names are tried when a new account's is taken.

@@ -39,6 +39,9 @@ type SSOProvider struct {
 	// Require says who may sign in: all entries must hold, each a claim (groups, hd; realm_access.roles is roles within realm_access) and
 	// values, of which it must have one. Empty is everybody who has an account there, which for a public provider is everybody.
 	Require []SSORequirement `mapstructure:"require" yaml:"require"`
+	// Administrators says who is an administrator of this server, anew at each sign-in: entries as of require, all of which must hold.
+	// Empty changes nothing.
+	Administrators []SSORequirement `mapstructure:"administrators" yaml:"administrators"`
 	// ExistingOnly makes no accounts: those who have signed in before can do it again.
 	ExistingOnly bool `mapstructure:"existing_only" yaml:"existing_only"`
 	// AdoptAccounts gives an account that was made here to whoever the provider calls by its name, for companies that move to sign-in
@@ -73,9 +76,9 @@ func (c SSOConfig) Validate() error {
 		case issuer.Scheme != "https" && !(issuer.Scheme == "http" && isLoopback(issuer.Hostname())):
 			return fmt.Errorf("sso.providers: the issuer of %s must be an https:// URL: what it says is who people are", p.ID)
 		}
-		for _, r := range p.Require {
+		for _, r := range slices.Concat(p.Require, p.Administrators) {
 			if r.Claim == "" || len(r.Values) == 0 {
-				return fmt.Errorf("sso.providers: each entry of require of %s needs a claim and at least one of values", p.ID)
+				return fmt.Errorf("sso.providers: each entry of require and administrators of %s needs a claim and at least one of values", p.ID)
 			}
 		}
 		seen[p.ID] = true
