@@ -262,5 +262,8 @@ Its registration token is good for one account, with any Matrix client, or so:
   curl %s/_matrix/client/v3/register -d '{"username":"YOU","password":"A LONG PASSWORD","auth":{"type":"m.login.registration_token","token":"%s"}}'
 `, base, token, base, token)
 	}
+	if !h.cfg.Users.PasswordLogin {
+		fmt.Fprintf(out, "\nPeople sign in with their company account at %s\n", h.cfg.ClientAPI.PublicURL)
+	}
 	fmt.Fprint(out, "\nNext: docs/operations.md (name, TLS, backup). Ctrl-C stops the server.\n\n")
 }

@@ -217,14 +217,15 @@ func (u *Users) Create(ctx context.Context, a NewAccount) (matrix.UserID, error)
 }
 
 // FirstAdminToken returns a one-time registration token whose user becomes administrator, made anew at every start for
-// as long as the server has no account at all; "" once there is one.
+// as long as the server has no account at all; "" once there is one, and where nobody signs in with a password: such an account could not
+// be used for long.
 func (u *Users) FirstAdminToken(ctx context.Context) (string, error) {
 	has, err := u.db.HasUsers(ctx)
 	if err != nil {
 		return "", err
 	}
 	token := ""
-	if !has {
+	if !has && u.cfg.PasswordLogin {
 		token = newToken("first-")
 	}
 	return token, u.db.ReplaceAdminToken(ctx, token)

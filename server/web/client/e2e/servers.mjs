@@ -35,17 +35,17 @@ export async function freshServer(parley, configuration = () => "") {
     const address = `http://127.0.0.1:${port}`;
     writeFileSync(join(directory, "parley.yaml"), configuration(address));
     const server = spawn(parley, [], { cwd: directory, stdio: ["ignore", "pipe", "pipe"], env: { ...process.env, PARLEY_LISTEN: `127.0.0.1:${port}` } });
-    const link = await new Promise((resolve, reject) => {
+    const greeting = await new Promise((resolve, reject) => {
         let text = "";
         const read = (chunk) => {
             text += chunk;
-            const found = /http\S+#register\S+/.exec(text);
-            if (found) resolve(found[0]);
+            if (text.includes("Next: ")) resolve(text);
         };
         server.stdout.on("data", read);
         server.stderr.on("data", read);
         server.on("exit", (code) => reject(new Error(`parley ended with ${code}: ${text}`)));
     });
+    const link = /http\S+#register\S+/.exec(greeting)?.[0];
     server.removeAllListeners("exit");
     const stop = async () => {
         const ended = new Promise((resolve) => server.on("exit", resolve));
