@@ -124,27 +124,44 @@ export function want(room: Room, on: boolean): void {
     if (on) prepareLive();
 }
 
-/** A place for the next recording, made before it is needed. */
-let ready: Promise<{ content_uri: string; unused_expires_at?: number }> | undefined;
+/** A place for a recording at the server. */
+interface Place {
+    content_uri: string;
+    /** When it ends unless something has come. Milliseconds since 1970. */
+    unused_expires_at?: number;
+}
 
-function create(): Promise<{ content_uri: string; unused_expires_at?: number }> {
+const placeKey = "parley.live.place";
+/** A place that is being made. */
+let making: Promise<void> | undefined;
+
+function create(): Promise<Place> {
     return me().http.authedRequest(Method.Post, "/create", undefined, {}, { prefix: "/_matrix/media/v1", localTimeoutMs: patience });
+}
+
+/** The place that was made before it is needed. It outlives the page: a person may have only a few that are unused. */
+function keptPlace(): Place | undefined {
+    const { user, ...place } = JSON.parse(localStorage.getItem(placeKey) ?? "{}") as Partial<Place> & { user?: string };
+    const soon = Date.now() + 60_000;
+    return user === me().getUserId() && place.content_uri && (place.unused_expires_at ?? soon) >= soon ? (place as Place) : undefined;
 }
 
 /** Has a place for the next recording made, if there is none. */
 export function prepareLive(): void {
-    if (ready) return;
-    const made = (ready = create());
-    made.catch(() => {
-        if (ready === made) ready = undefined;
-    });
+    if (making || keptPlace()) return;
+    making = create()
+        .then(
+            (place) => localStorage.setItem(placeKey, JSON.stringify({ user: me().getUserId(), ...place })),
+            (error) => console.warn("a place for live voice", error),
+        )
+        .finally(() => (making = undefined));
 }
 
-async function place(): Promise<string> {
-    const made = ready ?? create();
-    ready = undefined;
-    const { content_uri: url, unused_expires_at: until } = await made;
-    return until && until < Date.now() + 60_000 ? (await create()).content_uri : url;
+async function takePlace(): Promise<string> {
+    await making;
+    const { content_uri: url } = keptPlace() ?? (await create());
+    localStorage.removeItem(placeKey);
+    return url;
 }
 
 function pathOf(live: Live): string {
@@ -285,7 +302,7 @@ export class LiveSpeech {
         const content = {
             msgtype: "m.audio",
             body: `Voice message.${mimetype === "audio/webm" ? "webm" : "m4a"}`,
-            url: await place(),
+            url: await takePlace(),
             info: { mimetype },
             "org.matrix.msc1767.audio": {},
             "org.matrix.msc3245.voice": {},
