@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"iter"
 	"slices"
 
 	"parley.im/parley/server/matrix"
@@ -79,11 +80,13 @@ func (s *Service) State(ctx context.Context, w io.Writer, room matrix.RoomID, r 
 	}
 	list := listWriter{w: w}
 	list.begin("[")
-	err = s.statePieces(ctx, a.room.Num, a.root, storage.AllState, func(events []*storage.Event) error {
-		return s.listState(ctx, &list, events)
-	})
-	if err != nil {
-		return err
+	for events, err := range s.statePieces(ctx, a.room.Num, a.root, storage.AllState) {
+		if err == nil {
+			err = s.listState(ctx, &list, events)
+		}
+		if err != nil {
+			return err
+		}
 	}
 	return list.end("]")
 }
@@ -92,23 +95,21 @@ func (s *Service) State(ctx context.Context, w io.Writer, room matrix.RoomID, r 
 // may ask for them at once.
 const statePiece = 500
 
-// statePieces reads the events of a state piece by piece, in the order in which they came.
-func (s *Service) statePieces(ctx context.Context, room int64, root storage.StateRoot, part storage.StatePart, each func([]*storage.Event) error) error {
-	nums, err := s.o.DB.StateNums(ctx, room, root, part, nil)
-	if err != nil {
-		return err
-	}
-	slices.Sort(nums) // those that came together lie together
-	for piece := range slices.Chunk(nums, statePiece) {
-		events, err := s.o.DB.Events(ctx, piece)
-		if err == nil {
-			err = each(events)
-		}
+// statePieces reads the events of a state piece by piece, in the order in which they came. It ends with the first error.
+func (s *Service) statePieces(ctx context.Context, room int64, root storage.StateRoot, part storage.StatePart) iter.Seq2[[]*storage.Event, error] {
+	return func(yield func([]*storage.Event, error) bool) {
+		nums, err := s.o.DB.StateNums(ctx, room, root, part, nil)
 		if err != nil {
-			return err
+			yield(nil, err)
+			return
+		}
+		slices.Sort(nums) // those that came together lie together
+		for piece := range slices.Chunk(nums, statePiece) {
+			if events, err := s.o.DB.Events(ctx, piece); !yield(events, err) || err != nil {
+				return
+			}
 		}
 	}
-	return nil
 }
 
 func (s *Service) listState(ctx context.Context, list *listWriter, events []*storage.Event) error {
@@ -211,14 +212,16 @@ func (s *Service) Members(ctx context.Context, w io.Writer, room matrix.RoomID, 
 	}
 	list := listWriter{w: w}
 	list.begin(`{"chunk":[`)
-	err = s.statePieces(ctx, a.room.Num, root, storage.MembersState, func(members []*storage.Event) error {
-		return s.listState(ctx, &list, slices.DeleteFunc(members, func(e *storage.Event) bool {
-			m := e.Membership()
-			return q.Membership != "" && m != q.Membership || q.NotMembership != "" && m == q.NotMembership
-		}))
-	})
-	if err != nil {
-		return err
+	for members, err := range s.statePieces(ctx, a.room.Num, root, storage.MembersState) {
+		if err == nil {
+			err = s.listState(ctx, &list, slices.DeleteFunc(members, func(e *storage.Event) bool {
+				m := e.Membership()
+				return q.Membership != "" && m != q.Membership || q.NotMembership != "" && m == q.NotMembership
+			}))
+		}
+		if err != nil {
+			return err
+		}
 	}
 	return list.end(`]}`)
 }
@@ -265,7 +268,10 @@ func (s *Service) JoinedMembers(ctx context.Context, w io.Writer, room matrix.Ro
 	}
 	list := listWriter{w: w}
 	list.begin(`{"joined":{`)
-	err = s.statePieces(ctx, a.room.Num, a.root, storage.MembersState, func(events []*storage.Event) error {
+	for events, err := range s.statePieces(ctx, a.room.Num, a.root, storage.MembersState) {
+		if err != nil {
+			return err
+		}
 		for _, e := range events {
 			if e.Membership() != matrix.Join {
 				continue
@@ -277,10 +283,9 @@ func (s *Service) JoinedMembers(ctx context.Context, w io.Writer, room matrix.Ro
 			list.item(slices.Concat(key, []byte(`:{"display_name":`), textOrNull(e.ContentMember("displayname")),
 				[]byte(`,"avatar_url":`), textOrNull(e.ContentMember("avatar_url")), []byte(`}`)))
 		}
-		return list.flush()
-	})
-	if err != nil {
-		return err
+		if err := list.flush(); err != nil {
+			return err
+		}
 	}
 	return list.end(`}}`)
 }

@@ -284,9 +284,6 @@ func (s *Service) SendJoin(ctx context.Context, origin matrix.ServerName, room m
 // maxHeroes is how many members stand for the name of a room without one. Spec v1.19 client-server-api/#calculating-the-display-name-for-a-room
 const maxHeroes = 5
 
-// errEnough ends the reading of a state.
-var errEnough = errors.New("enough")
-
 // stateWithoutMembers is a state without its member events, but with the heroes' if the room has no name. It reads no more of the members
 // than it needs.
 func (s *Service) stateWithoutMembers(ctx context.Context, r *Room, root storage.StateRoot, joining matrix.UserID) ([]*storage.Event, error) {
@@ -298,22 +295,21 @@ func (s *Service) stateWithoutMembers(ctx context.Context, r *Room, root storage
 		return state, err
 	}
 	heroes := 0
-	err = s.statePieces(ctx, r.Num, root, storage.MembersState, func(members []*storage.Event) error {
+	for members, err := range s.statePieces(ctx, r.Num, root, storage.MembersState) {
+		if err != nil {
+			return nil, err
+		}
 		for _, e := range members {
 			if stateKey(e.Event) == string(joining) || e.Membership() != matrix.Join && e.Membership() != matrix.Invite {
 				continue
 			}
 			state = append(state, e)
 			if heroes++; heroes == maxHeroes {
-				return errEnough
+				return state, nil
 			}
 		}
-		return nil
-	})
-	if errors.Is(err, errEnough) {
-		err = nil
 	}
-	return state, err
+	return state, nil
 }
 
 // SendLeave answers PUT /send_leave.
