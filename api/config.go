@@ -1,6 +1,9 @@
 package api
 
-import "time"
+import (
+	"strings"
+	"time"
+)
 
 // Config is the part of the configuration that is about the client-server API.
 type Config struct {
@@ -38,6 +41,9 @@ type Config struct {
 	// RTCFoci are LiveKit services for Element Call, given out as rtc transports and in the well-known.
 	RTCFoci []RTCFocus `mapstructure:"rtc_foci" yaml:"rtc_foci"`
 }
+
+// baseURL is PublicURL without the slash at its end.
+func (c Config) baseURL() string { return strings.TrimRight(c.PublicURL, "/") }
 
 // SupportContact is a person to turn to. Spec v1.19 client-server-api/#getwell-knownmatrixsupport
 type SupportContact struct {

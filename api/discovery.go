@@ -1,8 +1,6 @@
 package api
 
 import (
-	"strings"
-
 	"parley.im/parley/server/matrix"
 )
 
@@ -52,7 +50,7 @@ func (a *api) wellKnownClient(c *call) error {
 	if a.cfg.PublicURL == "" {
 		return matrix.NotFound("this server does not announce its address")
 	}
-	answer := map[string]any{"m.homeserver": map[string]string{"base_url": strings.TrimRight(a.cfg.PublicURL, "/")}}
+	answer := map[string]any{"m.homeserver": map[string]string{"base_url": a.cfg.baseURL()}}
 	if len(a.cfg.RTCFoci) > 0 {
 		answer["org.matrix.msc4143.rtc_foci"] = a.rtcFoci()
 	}

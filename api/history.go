@@ -2,6 +2,7 @@ package api
 
 import (
 	"io"
+
 	"parley.im/parley/server/matrix"
 	"parley.im/parley/server/room"
 )

@@ -28,16 +28,17 @@ type idp struct {
 	server *httptest.Server
 	key    *rsa.PrivateKey
 
-	mu       sync.Mutex
-	down     bool
-	person   map[string]any                     // the claims of the ID token
-	userinfo map[string]any                     // what the userinfo endpoint says besides
-	refuse   string                             // the error with which people are sent back
-	forge    func(claims map[string]any)        // changes an ID token before it is signed
-	signer   *rsa.PrivateKey                    // nil: key
-	codes    map[string]url.Values              // of the requests that they were given out for
-	seen     []url.Values                       // requests to authorize
-	answer   func(back url.Values, at *url.URL) // changes what the browser brings back
+	mu        sync.Mutex
+	down      bool
+	person    map[string]any              // the claims of the ID token
+	userinfo  map[string]any              // what the userinfo endpoint says besides
+	refuse    string                      // the error with which people are sent back
+	forge     func(claims map[string]any) // changes an ID token before it is signed
+	signer    *rsa.PrivateKey             // nil: key
+	codes     map[string]url.Values       // of the requests that they were given out for
+	keysAsked int
+	seen      []url.Values                       // requests to authorize
+	answer    func(back url.Values, at *url.URL) // changes what the browser brings back
 }
 
 const idpSecret = "the client's secret"
@@ -54,6 +55,7 @@ func newIDP(t *testing.T) *idp {
 			"jwks_uri": p.server.URL + "/keys", "userinfo_endpoint": p.server.URL + "/userinfo", "id_token_signing_alg_values_supported": []string{"RS256"}})
 	})
 	mux.HandleFunc("GET /keys", func(w http.ResponseWriter, r *http.Request) {
+		p.keysAsked++
 		p.json(w, jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: &key.PublicKey, KeyID: "1", Algorithm: "RS256", Use: "sig"}}})
 	})
 	mux.HandleFunc("GET /authorize", p.authorize)

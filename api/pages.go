@@ -160,8 +160,10 @@ func (p page) write(w io.Writer, acceptLanguage string) error {
 		Text          pageText
 		OperationText string
 	}{p, base.String(), pageTexts[p.Kind][i], ""}
-	if p.Operation != "" {
-		shown.OperationText = operationTexts[p.Operation][i]
+	if texts, ok := operationTexts[p.Operation]; ok {
+		shown.OperationText = texts[i]
+	} else {
+		shown.OperationText = p.Operation // better in a programmer's words than not at all
 	}
 	return pageTemplate.Execute(w, shown)
 }

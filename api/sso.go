@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 
 	"parley.im/parley/server/matrix"
@@ -27,10 +28,8 @@ func (a *api) ssoRoutes() []route {
 	}
 }
 
-func (a *api) publicURL() string { return strings.TrimRight(a.cfg.PublicURL, "/") }
-
 // SSOCallback is the redirect URI that has to be registered at sign-in providers.
-func SSOCallback(cfg Config) string { return strings.TrimRight(cfg.PublicURL, "/") + ssoCallback }
+func SSOCallback(cfg Config) string { return cfg.baseURL() + ssoCallback }
 
 // ssoRedirect sends the browser to a provider. Where there are several and the client has chosen none, the person does.
 func (a *api) ssoRedirect(c *call) error {
@@ -54,7 +53,7 @@ func (a *api) ssoRedirect(c *call) error {
 
 func (a *api) linksTo(providers []user.IdentityProvider, query string) (all []link) {
 	for _, p := range providers {
-		all = append(all, link{Name: p.Name, ID: p.ID, Href: a.publicURL() + client + "/login/sso/redirect/" + url.PathEscape(p.ID) + "?" + query})
+		all = append(all, link{Name: p.Name, ID: p.ID, Href: a.cfg.baseURL() + client + "/login/sso/redirect/" + url.PathEscape(p.ID) + "?" + query})
 	}
 	return all
 }
@@ -65,9 +64,14 @@ func (c *call) leave(begun *user.SSOBegun, err error, status int) error {
 		return c.ssoFailed(err)
 	}
 	http.SetCookie(c.Writer, c.ssoCookie(begun.State, begun.Ticket, int(begun.Lifetime.Seconds())))
+	return c.sendTo(begun.Authorize, status)
+}
+
+// sendTo sends the browser to an address that only it may know.
+func (c *call) sendTo(address string, status int) error {
 	c.Header("Cache-Control", "no-store")
 	c.Header("Referrer-Policy", "no-referrer")
-	c.Redirect(status, begun.Authorize)
+	c.Redirect(status, address)
 	return nil
 }
 
@@ -96,14 +100,11 @@ func (a *api) ssoCallback(c *call) error {
 	}
 	http.SetCookie(c.Writer, cookie) // it has served
 	a.log.Info("signed in with a company account", "user", done.User, "new", done.New, "request", c.id)
-	c.Header("Cache-Control", "no-store")
-	c.Header("Referrer-Policy", "no-referrer")
 	switch {
 	case done.Redirect == "":
 		return c.page(http.StatusOK, page{Kind: "confirmed"})
 	case a.trustsClient(done.Redirect):
-		c.Redirect(http.StatusFound, done.Redirect)
-		return nil
+		return c.sendTo(done.Redirect, http.StatusFound)
 	}
 	// The token is the account: whoever made the link that led here would get it. So the person says that they know the client.
 	to, err := url.Parse(done.Redirect)
@@ -120,28 +121,21 @@ func (a *api) ssoCallback(c *call) error {
 	return c.page(http.StatusOK, page{Kind: "trust", User: string(done.User), Client: name, Continue: continueURL(done.Redirect)})
 }
 
-// trustsClient reports whether a client gets the login token without a question: the built-in web client, and those of the configuration.
+// trustsClient reports whether a client gets the login token without a question: the built-in web client, and those of the configuration
+// with what lies below their paths.
 func (a *api) trustsClient(redirect string) bool {
 	to, err := url.Parse(redirect)
-	if err != nil {
+	if err != nil || to.Opaque != "" || strings.Contains(to.Path, "..") { // a browser would go up
 		return false
 	}
-	for _, trusted := range append([]string{a.cfg.PublicURL}, a.cfg.SSOClients...) {
+	return slices.ContainsFunc(append([]string{a.cfg.PublicURL}, a.cfg.SSOClients...), func(trusted string) bool {
 		t, err := url.Parse(trusted)
-		path := "/"
-		if err == nil && t.Path != "" {
-			path = t.Path
+		if err != nil || t.Scheme != to.Scheme || !strings.EqualFold(t.Host, to.Host) {
+			return false
 		}
-		at := to.EscapedPath()
-		if at == "" {
-			at = "/"
-		}
-		if err == nil && t.Scheme == to.Scheme && strings.EqualFold(t.Host, to.Host) && t.Opaque == "" && to.Opaque == "" &&
-			(at == path || strings.HasPrefix(at, strings.TrimSuffix(path, "/")+"/")) && !strings.Contains(at, "..") {
-			return true
-		}
-	}
-	return false
+		path := strings.TrimRight(t.Path, "/")
+		return to.Path == path || strings.HasPrefix(to.Path, path+"/")
+	})
 }
 
 // confirmPage asks whether a sensitive request is to be confirmed with the company account.
@@ -200,7 +194,7 @@ func (c *call) ssoFailed(err error) error {
 		return err
 	}
 	status := http.StatusForbidden
-	p := page{Kind: string(failed.Reason), Home: c.a.publicURL() + "/"}
+	p := page{Kind: string(failed.Reason), Home: c.a.cfg.baseURL() + "/"}
 	switch failed.Reason {
 	case user.SSOExpired:
 		status = http.StatusBadRequest

@@ -132,6 +132,11 @@ func TestSignInWithACompanyAccount(t *testing.T) {
 	if again := w.signIn(t); again.id != jurgen.id {
 		t.Errorf("the same person under another name is %s", again.id)
 	}
+	w.idp.with(func(p *idp) {
+		if p.keysAsked != 1 {
+			t.Errorf("the provider was asked for its keys %d times", p.keysAsked)
+		}
+	})
 	w.idp.is(map[string]any{"sub": "2", "preferred_username": "jurgen.gross"})
 	if other := w.signIn(t); other.id != "@jurgen.gross2:test" {
 		t.Errorf("a namesake is %s", other.id)
@@ -300,6 +305,8 @@ func TestLoginTokenGoesToKnownClientsOnly(t *testing.T) {
 		"https://app.example.org/chatter":        false,
 		"https://app.example.org/":               false,
 		"https://app.example.org/chat/../x":      false,
+		"https://app.example.org/chat/%2e%2e/x":  false,
+		"https://APP.example.org/chat?x=1":       true,
 		"https://app.example.org.evil.example/x": false,
 		"https://app.example.org@evil.example/":  false,
 		"http://app.example.org/chat":            false,
@@ -544,6 +551,12 @@ func TestPagesForPeople(t *testing.T) {
 			if (kind == "confirmed") != strings.Contains(text, "<script>") {
 				t.Errorf("the script of %s", kind)
 			}
+		}
+	}
+	for _, reason := range []user.SSOReason{user.SSOExpired, user.SSOCancelled, user.SSOUnavailable, user.SSORefused, user.SSONoAccount, user.SSOLocked,
+		user.SSODeactivated, user.SSOOther} {
+		if pageTexts[string(reason)] == nil {
+			t.Errorf("there is no page for %s", reason)
 		}
 	}
 	for operation, texts := range operationTexts {

@@ -11,7 +11,6 @@ import (
 	"os"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/coreos/go-oidc/v3/oidc"
@@ -27,7 +26,7 @@ type provider struct {
 	client *http.Client
 	now    func() time.Time
 
-	mu     sync.Mutex // guards what follows; held while the provider is asked
+	turn   chan struct{} // who has put something in may ask the provider, and see and change what follows
 	known  *oidc.Provider
 	askAt  time.Time // when it is asked again
 	failed error     // of the last time
@@ -42,11 +41,15 @@ const (
 	providerPause = 5 * time.Second
 )
 
+func newProvider(cfg SSOProvider, client *http.Client, now func() time.Time) *provider {
+	return &provider{cfg: cfg, client: client, now: now, turn: make(chan struct{}, 1)}
+}
+
 // Check asks the provider about itself, and looks whether what the configuration says of it is there.
 func (p SSOProvider) Check(ctx context.Context, client *http.Client) error {
 	ctx, cancel := context.WithTimeout(ctx, providerTimeout)
 	defer cancel()
-	asked := &provider{cfg: p, client: client, now: time.Now}
+	asked := newProvider(p, client, time.Now)
 	known, err := asked.discover(ctx)
 	if err != nil {
 		return err
@@ -57,8 +60,12 @@ func (p SSOProvider) Check(ctx context.Context, client *http.Client) error {
 
 // discover finds out where the provider's endpoints are.
 func (p *provider) discover(ctx context.Context) (*oidc.Provider, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	select {
+	case p.turn <- struct{}{}:
+		defer func() { <-p.turn }()
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 	if p.now().Before(p.askAt) {
 		return p.known, p.failed
 	}
@@ -140,7 +147,7 @@ func (p *provider) whose(ctx context.Context, t ticket, answer url.Values, callb
 		return nobody, nil, fmt.Errorf("exchange the code: %w", withoutBody(err))
 	}
 	raw, _ := token.Extra("id_token").(string)
-	id, err := known.VerifierContext(ctx, &oidc.Config{ClientID: p.cfg.ClientID, Now: p.now}).Verify(ctx, raw)
+	id, err := known.Verifier(&oidc.Config{ClientID: p.cfg.ClientID, Now: p.now}).Verify(ctx, raw)
 	if err != nil {
 		return nobody, nil, fmt.Errorf("the ID token: %w", err)
 	}

@@ -223,8 +223,7 @@ func (u *Users) FinishSSO(ctx context.Context, sealed string, answer url.Values,
 // userOf finds the account of a person, or makes one.
 func (u *Users) userOf(ctx context.Context, p SSOProvider, id storage.ExternalID, said claims) (user matrix.UserID, made bool, err error) {
 	user, err = u.db.UserOfExternalID(ctx, id)
-	switch {
-	case errors.Is(err, storage.ErrNotFound):
+	if errors.Is(err, storage.ErrNotFound) {
 		user, made, err = u.newUserOf(ctx, p, id, said)
 	}
 	if err != nil {
@@ -279,16 +278,14 @@ func (u *Users) newUserOf(ctx context.Context, p SSOProvider, id storage.Externa
 		if user, err = u.username(candidate); err != nil {
 			return "", false, err
 		}
-		err = u.db.CreateUser(ctx, storage.NewUser{UserID: user, DisplayName: displayName, NameKey: nameKey(user, displayName),
-			External: id, NowMS: u.now().UnixMilli()})
+		err = u.create(ctx, user, "", storage.NewUser{DisplayName: displayName, External: id})
 		switch {
 		case err == nil:
-			u.exist.Drop(user)
 			return user, true, nil
 		case errors.Is(err, storage.ErrLinked): // from a second window, just now
 			user, err = u.db.UserOfExternalID(ctx, id)
 			return user, false, err
-		case !errors.Is(err, storage.ErrTaken):
+		case matrix.ErrorCode(err) != "M_USER_IN_USE":
 			return "", false, err
 		}
 	}

@@ -142,7 +142,7 @@ func New(o Options) *Users {
 		client = http.DefaultClient
 	}
 	for _, p := range o.Config.SSO.Providers {
-		u.providers = append(u.providers, &provider{cfg: p, client: client, now: o.Now})
+		u.providers = append(u.providers, newProvider(p, client, o.Now))
 	}
 	u.uia.max, u.uia.lifetime = max(1, o.Config.UIASessions), o.Config.UIALifetime
 	u.stop = o.DB.Listen(u.hear)
